@@ -1,0 +1,80 @@
+"""What a large magnitude costs: the paper's linear penalty, and one derived from the rounding error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magr_gptq.groups import group_views
+from magr_gptq.prox import threshold
+
+DAMPING = 0.01
+
+
+@dataclass(frozen=True)
+class LinfPenalty:
+    """Σ_g weight_g·‖w_g‖∞, or Σ_g ½·weight_g·‖w_g‖∞² where squared; g runs over a row's groups.
+
+    weights: [groups], in the units of the Hessian.
+    """
+
+    weights: Tensor
+    group_size: int
+    squared: bool
+
+    def value(self, weight: Tensor) -> Tensor:
+        """The penalty of every row of weight [rows, columns]: [rows]."""
+        largest: Tensor = torch.cat(
+            [view.abs().amax(-1) for view in group_views(weight, self.group_size)], dim=1
+        )
+        return largest.square() @ (0.5 * self.weights) if self.squared else largest @ self.weights
+
+    def prox_(self, v: Tensor, step: float, levels: list[Tensor] | None) -> list[Tensor]:
+        """Replace v [rows, columns] by the prox of step·penalty; returns the levels for a warm start."""
+        views = group_views(v, self.group_size)
+        counts = [view.shape[1] for view in views]
+        starts = levels or [None] * len(views)
+        found = []
+        for view, weights, start in zip(views, self.weights.split(counts), starts, strict=True):
+            t = (step * weights).view(1, -1, 1)
+            theta = threshold(view.abs(), t, squared=self.squared, start=start)
+            view.clamp_(-theta, theta)
+            found.append(theta)
+        return found
+
+
+def linear_penalty(alpha: float, groups: int, group_size: int, like: Tensor) -> LinfPenalty:
+    """The paper's α‖w‖∞ for every row or group (equation 6), for a Hessian with λmax = 1."""
+    weights = torch.full((groups,), alpha, dtype=like.dtype, device=like.device)
+    return LinfPenalty(weights, group_size, squared=False)
+
+
+def derived_penalty(hessian: Tensor, bits: int, group_size: int, strength: float) -> LinfPenalty:
+    """½γ_g‖w_g‖∞² with γ_g = c·Σ_{i∈g} 1/Uᵢᵢ² / (3(2ᵇ − 1)²): c times the rounding error to come.
+
+    On a grid of step δ = 2‖w_g‖∞/(2ᵇ − 1) GPTQ's expected squared output error on the group is
+    about δ²/12·Σ_{i∈g} 1/Uᵢᵢ², with U the upper Cholesky factor of the damped inverse Hessian.
+
+    Args:
+        hessian: [columns, columns], in the order in which columns are rounded.
+        strength: the constant c.
+    """
+    error = conditional_variances(hessian)
+    per_group = torch.cat([view.sum(-1) for view in group_views(error[None], group_size)], dim=1)[0]
+    return LinfPenalty(per_group * (strength / (3 * (2**bits - 1) ** 2)), group_size, squared=True)
+
+
+def conditional_variances(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+    """1/Uᵢᵢ² of the damped Hessian, [columns]: what is left of column i given the later ones.
+
+    (H + dI)⁻¹ = UᵀU with U upper means H + dI = U⁻¹U⁻ᵀ, so 1/Uᵢᵢ are the diagonal of the Cholesky
+    factor of the Hessian with both axes reversed; d is `damping` times the mean of diag(H).
+    """
+    reversed_hessian = hessian.flip(0, 1)
+    diagonal = reversed_hessian.diagonal()
+    diagonal += damping * diagonal.mean()
+    factor = torch.linalg.cholesky(reversed_hessian)
+    variances: Tensor = factor.diagonal().square().flip(0)
+    return variances

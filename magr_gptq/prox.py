@@ -1,0 +1,62 @@
+"""Proximal operators of the ℓ∞ norm and of its square: both clip at one threshold a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def threshold(magnitudes: Tensor, t: Tensor, *, squared: bool, start: Tensor | None = None) -> Tensor:
+    """The level θ at which the proximal operator clips.
+
+        squared=False, prox of t‖·‖∞:       Σᵢ max(aᵢ − θ, 0) = t, and θ = 0 where ‖a‖₁ ≤ t
+        squared=True,  prox of (t/2)‖·‖∞²:  Σᵢ max(aᵢ − θ, 0) = t·θ
+
+    Newton's method on this convex, piecewise-linear equation: with the active set A = {aᵢ > θ},
+    θ ← (Σ_A aᵢ − t) / |A|, or Σ_A aᵢ / (|A| + t). From any start it lands at or left of the
+    root, then climbs, and is exact once the active set stays as it is. No sort.
+
+    Args:
+        magnitudes: [..., n], a = |v| ≥ 0.
+        t: weight of the penalty, ≥ 0; broadcasts against [..., 1].
+        squared: which of the two penalties.
+        start: θ of a nearby problem, [..., 1].
+
+    Returns:
+        θ, [..., 1], of the magnitudes' dtype.
+    """
+    tiny = torch.finfo(magnitudes.dtype).tiny
+    origin = torch.zeros_like(magnitudes[..., :1])
+    theta = _newton_step(magnitudes, origin if start is None else start, t, squared, tiny)[0]
+    count_before = None
+    while True:
+        proposed, count = _newton_step(magnitudes, theta, t, squared, tiny)
+        if count_before is not None and torch.equal(count, count_before):
+            return theta
+        # from the left the steps only climb: rounding must not undo one, or the loop could cycle
+        theta = torch.maximum(theta, proposed)
+        count_before = count
+
+
+def prox_linf(v: Tensor, t: Tensor | float) -> Tensor:
+    """argmin_w t‖w‖∞ + ½‖w − v‖² = clip(v, −θ, θ) along the last dimension; t ≥ 0."""
+    return _clip(v, t, squared=False)
+
+
+def prox_squared_linf(v: Tensor, t: Tensor | float) -> Tensor:
+    """argmin_w (t/2)‖w‖∞² + ½‖w − v‖² = clip(v, −θ, θ) along the last dimension; t ≥ 0."""
+    return _clip(v, t, squared=True)
+
+
+def _newton_step(a: Tensor, theta: Tensor, t: Tensor, squared: bool, tiny: float) -> tuple[Tensor, Tensor]:
+    active = a > theta
+    count = active.sum(-1, keepdim=True)
+    total = (a * active).sum(-1, keepdim=True)
+    if squared:
+        return total / (count + t).clamp_min(tiny), count
+    return ((total - t) / count.clamp_min(1)).clamp_min(0), count
+
+
+def _clip(v: Tensor, t: Tensor | float, *, squared: bool) -> Tensor:
+    theta = threshold(v.abs(), torch.as_tensor(t, dtype=v.dtype, device=v.device), squared=squared)
+    return v.clamp(-theta, theta)

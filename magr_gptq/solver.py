@@ -1,0 +1,166 @@
+"""`reduce`: the weight of smaller largest magnitude that gives almost the same output."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from magr_gptq.admm import admm, splitting_inverse
+from magr_gptq.config import MagRConfig
+from magr_gptq.descent import descent
+from magr_gptq.groups import group_count
+from magr_gptq.penalty import LinfPenalty, derived_penalty, linear_penalty
+
+# rows are solved in chunks of this many elements: 256 MiB for each of ADMM's float32 buffers
+CHUNK_ELEMENTS = 2**26
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What `reduce` found; everything is on the Hessian's device.
+
+    weight: [out, in] float32.
+    iterations: of the solver.
+    objective_before, objective_after: ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [out].
+    largest_before, largest_after: max |w| of every row, [out].
+    """
+
+    weight: Tensor
+    iterations: int
+    objective_before: Tensor
+    objective_after: Tensor
+    largest_before: Tensor
+    largest_after: Tensor
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """One layer's objective and its solver, shared by all rows."""
+
+    hessian: Tensor
+    penalty: LinfPenalty
+    solve: Callable[[Tensor], Tensor]
+    iterations: int
+
+    def objective(self, weight: Tensor, original: Tensor) -> Tensor:
+        change = weight - original
+        error: Tensor = 0.5 * torch.linalg.vecdot(change @ self.hessian, change)
+        return error + self.penalty.value(weight)
+
+
+@torch.no_grad()
+def reduce(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: int,
+    group_size: int = -1,
+    order: Tensor | None = None,
+    config: MagRConfig | None = None,
+) -> Reduction:
+    """Shrink the largest magnitudes of a layer's weight while keeping its output.
+
+        argmin_w ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w)   for every row ŵ of the weight
+
+    The penalty is ½γ‖w‖∞² derived from bits and Hessian, or the paper's α‖w‖∞ with H scaled to
+    λmax = 1 (arXiv 2406.00800, equation 6); with groups it is summed over a row's groups. Scaling
+    H by a factor changes nothing. A row whose objective would rise keeps its original weight.
+
+    Args:
+        weight: Ŵ, [out, in], any floating dtype.
+        hessian: H = XᵀX up to a factor, [in, in], symmetric, positive semi-definite; not changed.
+        bits: of the grid that the weight will be rounded to, 2 to 8.
+        group_size: consecutive columns that share a scale; −1 is the whole row, the last may be short.
+        order: [in], the order of columns in which groups are formed and columns are rounded.
+        config: the penalty and its solver; None is `MagRConfig()`.
+
+    Raises:
+        ValueError: a shape, value, bits or group_size that makes no sense, with the remedy.
+    """
+    config = config or MagRConfig()
+    original, hessian = weight.to(hessian.device, torch.float32), hessian.float()
+    _check(original, hessian, bits, group_size, order)
+    if order is not None:
+        found = reduce(
+            original[:, order], hessian[order][:, order], bits=bits, group_size=group_size, config=config
+        )
+        return replace(found, weight=found.weight[:, order.argsort()])
+    if not hessian.any():
+        warnings.warn(
+            "magr: the Hessian is zero (no input reached this layer): weight unchanged", stacklevel=2
+        )
+        return _unchanged(original)
+    return _reduce_rows(original, _pose(hessian, bits, group_size, config))
+
+
+def _pose(hessian: Tensor, bits: int, group_size: int, config: MagRConfig) -> _Problem:
+    alpha, iterations = config.alpha_for(group_size), config.solver_iterations()
+    if alpha is None:
+        penalty = derived_penalty(hessian, bits, group_size, config.strength_for(bits))
+    else:
+        hessian = hessian / torch.linalg.eigvalsh(hessian)[-1]
+        penalty = linear_penalty(alpha, group_count(len(hessian), group_size), group_size, hessian)
+    if config.preset == "paper":
+        return _Problem(hessian, penalty, lambda w: descent(w, hessian, penalty, iterations), iterations)
+    inverse, rho = splitting_inverse(hessian)
+    return _Problem(hessian, penalty, lambda w: admm(w, inverse, rho, penalty, iterations), iterations)
+
+
+def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:
+    before, after = (original.new_empty(len(original)) for _ in range(2))
+    reduced = torch.empty_like(original)
+    chunk = min(len(original), max(1, CHUNK_ELEMENTS // original.shape[1]))
+    start = 0
+    while start < len(original):
+        rows = slice(start, start + chunk)
+        try:
+            reduced[rows], before[rows], after[rows] = _reduce_chunk(original[rows], problem)
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk = -(-chunk // 2)
+            continue
+        start += chunk
+    largest_before, largest_after = original.abs().amax(1), reduced.abs().amax(1)
+    return Reduction(reduced, problem.iterations, before, after, largest_before, largest_after)
+
+
+def _reduce_chunk(original: Tensor, problem: _Problem) -> tuple[Tensor, Tensor, Tensor]:
+    found = problem.solve(original)
+    before = problem.penalty.value(original)
+    after = problem.objective(found, original)
+    improved = after <= before
+    return (
+        torch.where(improved[:, None], found, original),
+        before,
+        torch.where(improved, after, before),
+    )
+
+
+def _unchanged(original: Tensor) -> Reduction:
+    nothing, largest = original.new_zeros(len(original)), original.abs().amax(1)
+    return Reduction(original.clone(), 0, nothing, nothing, largest, largest)
+
+
+def _check(weight: Tensor, hessian: Tensor, bits: int, group_size: int, order: Tensor | None) -> None:
+    if weight.ndim != 2:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; give a matrix [out, in]")
+    columns = weight.shape[1]
+    if hessian.shape != (columns, columns):
+        raise ValueError(f"hessian has shape {tuple(hessian.shape)}; this weight needs {(columns, columns)}")
+    if bits not in range(2, 9):
+        raise ValueError(f"bits={bits!r}; give a whole number from 2 to 8")
+    if group_size != -1 and group_size < 1:
+        raise ValueError(f"group_size={group_size!r}; give at least 1, or -1 for one group a row")
+    for name, tensor in (("weight", weight), ("hessian", hessian)):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} holds NaN or infinity; check the calibration run in float32")
+    least = float(hessian.diagonal().min())
+    if least < 0:
+        raise ValueError(f"hessian has {least:.3g} on its diagonal; XᵀX has none below 0")
+    if order is not None and order.sort().values.tolist() != list(range(columns)):
+        raise ValueError(f"order is not a permutation of the {columns} columns")
