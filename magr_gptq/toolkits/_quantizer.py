@@ -1,0 +1,32 @@
+"""A GPTQ quantizer whose grid is MagR's while one layer is rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from magr_gptq.grid import shrink_grid
+
+
+@contextmanager
+def shrunk_grid(quantizer: Any, *, beta: float, bits: int, lowest_zero: int = 0) -> Iterator[None]:
+    """Let `quantizer.find_params` end with `shrink_grid`.
+
+    Bound to the instance: its class stays the one that the toolkit tests for before it takes its
+    fused kernel, and copies made for static groups carry it along.
+    """
+    find_params = type(quantizer).find_params
+
+    def find_shrunk_params(self: Any, x: Any, weight: bool = False) -> None:
+        find_params(self, x, weight=weight)
+        self.scale, self.zero = shrink_grid(
+            self.scale, self.zero, beta=beta, bits=bits, lowest_zero=lowest_zero
+        )
+
+    quantizer.find_params = MethodType(find_shrunk_params, quantizer)
+    try:
+        yield
+    finally:
+        del quantizer.find_params

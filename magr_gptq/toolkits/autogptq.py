@@ -1,0 +1,160 @@
+"""AutoGPTQ 0.7.1: `BaseQuantizeConfig(..., magr=True)`.
+
+What is touched, why there, all undone by `Patches.undo`:
+
+- `modeling._base.BaseQuantizeConfig`: gains the field `magr`; its `to_dict` writes it into
+  quantize_config.json, where unmodified loaders ignore what they don't know.
+- `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
+  known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
+- `quantization.gptq.GPTQ.fasterquant`: puts the reduced weight into the layer, from where the
+  toolkit takes the weight that it rounds.
+- only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
+  name `torch` inside `modeling._base` and `quantization.gptq` a view on torch that passes the check
+  for CUDA and has nothing to synchronize. torch itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from auto_gptq.modeling import _base
+from auto_gptq.quantization import gptq
+from transformers.pytorch_utils import Conv1D
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.solver import reduce
+from magr_gptq.toolkits._patch import Patches
+from magr_gptq.toolkits._quantizer import shrunk_grid
+from magr_gptq.toolkits.report import LayerReport, RunReport
+
+log = logging.getLogger(__name__)
+
+# the format stores zero − 1 in an unsigned field
+LOWEST_ZERO = 1
+
+FASTERQUANT_PARAMETERS = ("self", "blocksize", "percdamp", "group_size", "actorder", "static_groups")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The quantization in progress: its settings, its report, and the names of the model's modules."""
+
+    magr: MagRConfig
+    bits: int
+    report: RunReport
+    names: dict[int, str]
+
+
+_run: ContextVar[_Run | None] = ContextVar("magr_run", default=None)
+
+
+def apply(patches: Patches) -> None:
+    """Teach AutoGPTQ the switch `magr`, and to quantize without CUDA."""
+    patches.add_magr_field(_base.BaseQuantizeConfig, _init)
+    patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
+    patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
+    patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
+    if not torch.cuda.is_available():
+        cuda = _View(torch.cuda, is_available=lambda: True, synchronize=lambda: None)
+        patches.set(_base, "CUDA_0", torch.device("cpu"))
+        for module in (_base, gptq):
+            patches.set(module, "torch", _View(torch, cuda=cuda))
+
+
+class _View:
+    """Another object seen through, but for the attributes that are answered here."""
+
+    def __init__(self, target: Any, **answers: Any) -> None:
+        self.__dict__.update(answers, _target=target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+def _init(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *args: Any, magr: Any = None, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.magr = MagRConfig.parse(magr)
+        self.magr_report = RunReport()
+
+    return init
+
+
+def _to_dict(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def to_dict(self: Any) -> dict[str, Any]:
+        written = original(self)
+        return written if self.magr is None else {**written, "magr": self.magr.to_dict()}
+
+    return to_dict
+
+
+def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def quantize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = self.quantize_config
+        if config.magr is None:
+            return original(self, *args, **kwargs)
+        config.magr_report = RunReport()
+        names = {id(module): name for name, module in self.model.named_modules()}
+        token = _run.set(_Run(config.magr, config.bits, config.magr_report, names))
+        try:
+            result = original(self, *args, **kwargs)
+        finally:
+            _run.reset(token)
+        config.magr_report.require_some()
+        log.info(config.magr_report.summary())
+        return result
+
+    return quantize
+
+
+def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    def fasterquant(
+        self: Any, blocksize: int = 128, percdamp: float = 0.01, group_size: int = -1,
+        actorder: bool = False, static_groups: bool = False,
+    ) -> Any:  # fmt: skip
+        def quantize() -> Any:
+            return original(self, blocksize, percdamp, group_size, actorder, static_groups)
+
+        run = _run.get()
+        if run is None:
+            return quantize()
+        order = _order(self.H) if actorder and not static_groups else None
+        matrix = _to_matrix(self.layer)
+        reduction = reduce(matrix, self.H, bits=run.bits, group_size=group_size, order=order, config=run.magr)
+        beta = run.magr.beta_for(run.bits, group_size)
+        name = run.names[id(self.layer)]
+        run.report.add(LayerReport.of(name, run.bits, group_size, beta, reduction))
+        # symmetric zero points are 2ᵇ⁻¹, which every format holds
+        lowest = 0 if self.quantizer.sym else LOWEST_ZERO
+        weight = self.layer.weight
+        dtype = weight.dtype
+        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
+        weight.data = _from_matrix(reduction.weight, self.layer)
+        with shrunk_grid(self.quantizer, beta=beta, bits=run.bits, lowest_zero=lowest):
+            result = quantize()
+        weight.data = weight.data.to(dtype)
+        return result
+
+    return fasterquant
+
+
+def _to_matrix(layer: Any) -> torch.Tensor:
+    """The weight as [out, in], as AutoGPTQ lays it out."""
+    weight: torch.Tensor = layer.weight.data
+    return weight.t() if isinstance(layer, Conv1D) else weight.flatten(1)
+
+
+def _from_matrix(matrix: torch.Tensor, layer: Any) -> torch.Tensor:
+    """The inverse of `_to_matrix`."""
+    return matrix.t() if isinstance(layer, Conv1D) else matrix.reshape(layer.weight.shape)
+
+
+def _order(hessian: torch.Tensor) -> torch.Tensor:
+    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
+    diagonal = hessian.diagonal()
+    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
