@@ -1,0 +1,33 @@
+"""Which environment the tests run in, and quiet, offline toolkits.
+
+`MAGR_ENV` names the environment: "modern" has GPTQModel, "autogptq" has AutoGPTQ. A toolkit that
+its environment should have fails the tests when it is missing; it never skips them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.update(
+    CUDA_VISIBLE_DEVICES="",
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    GPTQMODEL_CPU_WORKERS="2",
+    GPTQMODEL_DISABLE_PACK_EXT="1",
+    TORCHDYNAMO_DISABLE="1",
+    LOGBAR_ANIMATION="0",
+)
+
+TOOLKIT_OF = {"modern": "gptqmodel", "autogptq": "auto_gptq"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    environment = os.environ.get("MAGR_ENV")
+    if environment is None:
+        return
+    module = TOOLKIT_OF[environment]
+    if importlib.util.find_spec(module) is None:
+        raise pytest.UsageError(f"MAGR_ENV={environment}, but {module} is not installed; run `make setup`")
