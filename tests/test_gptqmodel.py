@@ -1,0 +1,331 @@
+"""MagR inside the real GPTQModel: its loop, its files, its unmodified loader."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from problems import hessian_of, weight_of
+from tiny import calibration_rows, save_tiny_model
+
+import magr_gptq
+
+pytest.importorskip("gptqmodel")
+
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.quantization import config as config_module
+from gptqmodel.quantization.gptq import GPTQ
+from gptqmodel.quantization.quantizer import Quantizer
+
+from magr_gptq.toolkits import gptqmodel as adapter
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory, monkeypatch):
+    # GPTQModel writes ./logs
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def switched_on():
+    with magr_gptq.enabled("gptqmodel"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {shape: str(save_tiny_model(shape, root / shape)) for shape in ("llama", "tail", "gpt2")}
+
+
+def load(folder: str, **settings):
+    settings.setdefault("act_group_aware", False)
+    config = QuantizeConfig(device="cpu", offload_to_disk=False, **settings)
+    return GPTQModel.load(folder, quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16)
+
+
+def quantize(folder: str, **settings):
+    model = load(folder, **settings)
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    model.quantize(rows, batch_size=1, backend=BACKEND.TORCH)
+    return model
+
+
+def run_vanilla(*arguments: str, cwd: Path) -> None:
+    """A process that never imports magr_gptq (it checks that itself)."""
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, str(TESTS / "dump_gptqmodel.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the log of seconds."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != "quant_log.csv"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+ROUND_TRIPS = [
+    (bits, group_size, sym, desc_act, checkpoint_format)
+    for bits, group_size, sym, desc_act, checkpoint_format in itertools.product(
+        (2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True), ("gptq", "gptq_v2")
+    )
+    # half of the grid in each format: every value of every setting meets both
+    if (bits in (2, 8)) == (checkpoint_format == "gptq") or group_size == 32
+]
+
+
+@pytest.fixture(scope="module")
+def round_trips(tiny, tmp_path_factory) -> Path:
+    """Every checkpoint beside the weights that GPTQ rounded to, then dequantized by a vanilla process."""
+    root = tmp_path_factory.mktemp("round-trips")
+    saved, recorded = [], {}
+    with magr_gptq.enabled("gptqmodel"), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(GPTQ, "quantize", _recording(GPTQ.quantize, recorded))
+        for bits, group_size, sym, desc_act, checkpoint_format in ROUND_TRIPS:
+            recorded.clear()
+            model = quantize(
+                tiny["llama"], bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
+                format=checkpoint_format, magr=True,
+            )  # fmt: skip
+            folder = root / f"{bits}-{group_size}-{sym}-{desc_act}-{checkpoint_format}"
+            model.save(str(folder))
+            torch.save(dict(recorded), folder / "rounded.pt")
+            saved.append(str(folder))
+    run_vanilla("dequantize", *saved, cwd=root)
+    return root
+
+
+def _recording(original, recorded: dict):
+    def quantize(self, blocksize=128):
+        result = original(self, blocksize)
+        weight, scale, zero = result[:3]
+        recorded[self._named_module.full_name] = (weight.clone(), scale.clone(), zero.clone())
+        return result
+
+    return quantize
+
+
+@pytest.mark.parametrize(("bits", "group_size", "sym", "desc_act", "checkpoint_format"), ROUND_TRIPS)
+def test_vanilla_loader_reads_the_very_weights_that_were_rounded(
+    bits, group_size, sym, desc_act, checkpoint_format, round_trips
+) -> None:
+    folder = round_trips / f"{bits}-{group_size}-{sym}-{desc_act}-{checkpoint_format}"
+    rounded, read = torch.load(folder / "rounded.pt"), torch.load(folder / "dequantized.pt")
+    assert set(read) == set(rounded)
+    for name, (weight, _, zero) in rounded.items():
+        # scales are stored in float16, 11 bits; a wrong code is off by at least 1/255 of the range
+        torch.testing.assert_close(read[name].float(), weight.float(), rtol=2e-3, atol=1e-6)
+        assert zero.min() >= 0
+        assert zero.max() <= 2**bits - 1
+    if not sym and group_size == -1:
+        zeros = [zero for _, _, zero in rounded.values()]
+        assert any(zero[0] == 0 for zero in zeros)
+        assert any(zero[1] == 2**bits - 1 for zero in zeros)
+
+
+def test_off_gives_the_files_of_a_process_without_magr(tiny, tmp_path, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, group_size=32, act_group_aware=True)
+    model.save(str(tmp_path / "enabled"))
+    run_vanilla("quantize", tiny["llama"], str(tmp_path / "vanilla"), cwd=tmp_path)
+    assert digests(tmp_path / "enabled") == digests(tmp_path / "vanilla")
+
+
+def test_on_changes_the_tensors_but_no_shape(tiny, tmp_path, switched_on) -> None:
+    from safetensors.torch import load_file
+
+    files = {}
+    for magr in (None, True):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=magr).save(str(tmp_path / str(magr)))
+        files[magr] = load_file(tmp_path / str(magr) / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in files[True].items()} == {
+        n: (t.shape, t.dtype) for n, t in files[None].items()
+    }
+    assert not torch.equal(
+        files[True]["model.layers.0.mlp.down_proj.qweight"],
+        files[None]["model.layers.0.mlp.down_proj.qweight"],
+    )
+
+
+LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
+
+SETTINGS = {
+    "gar": {"group_size": 32, "act_group_aware": True},
+    "static groups": {"group_size": 32, "static_groups": True},
+    "static groups, desc_act": {"group_size": 32, "static_groups": True, "desc_act": True},
+    "gptaq": {"group_size": 32, "gptaq": {"alpha": 0.25}},
+    "foem": {"group_size": 32, "foem": {"alpha": 0.25, "beta": 0.2}},
+    "one input at a time": {"group_size": 32, "true_sequential": False},
+    "mse": {"group_size": 32, "mse": 2.4},
+    "paper": {"group_size": -1, "magr": {"preset": "paper", "iterations": 20}},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_layer_is_reduced(settings: dict, tiny, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, **{"magr": True, **settings})
+    report = model.quantize_config.magr_report
+    assert sorted(layer.name for layer in report.reduced) == sorted(f"model.layers.0.{n}" for n in LAYERS)
+    assert not report.skipped
+    for layer in report.layers:
+        assert layer.largest_after < layer.largest_before
+        assert layer.objective_ratio < 1
+
+
+def test_short_last_groups_and_conv1d(tiny, tmp_path, switched_on) -> None:
+    layers = {"tail": 7, "gpt2": 4}
+    for shape, desc_act in itertools.product(layers, (False, True)):
+        model = quantize(tiny[shape], bits=2, group_size=128, desc_act=desc_act, magr=True)
+        assert len(model.quantize_config.magr_report.reduced) == layers[shape]
+        model.save(str(tmp_path / f"{shape}-{desc_act}"))
+    run_vanilla("dequantize", *map(str, tmp_path.iterdir()), cwd=tmp_path)
+    for shape, desc_act in itertools.product(layers, (False, True)):
+        weights = torch.load(tmp_path / f"{shape}-{desc_act}" / "dequantized.pt")
+        assert len(weights) == layers[shape]
+        assert all(weight.isfinite().all() for weight in weights.values())
+
+
+def test_dynamic_overrides_reach_their_modules(tiny, switched_on) -> None:
+    model = quantize(
+        tiny["llama"], bits=3, group_size=32, magr={"beta": 0.9},
+        dynamic={r"+:.*down_proj": {"magr": False}, r"+:.*o_proj": {"magr": {"beta": 0.7}}},
+    )  # fmt: skip
+    betas = {layer.name.split(".")[-1]: layer.beta for layer in model.quantize_config.magr_report.layers}
+    assert "down_proj" not in betas
+    assert betas["o_proj"] == 0.7
+    assert betas["q_proj"] == 0.9
+
+
+def test_dynamic_can_switch_magr_on_for_one_module(tiny, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, group_size=32, dynamic={r"+:.*down_proj": {"magr": True}})
+    assert [layer.name for layer in model.quantize_config.magr_report.layers] == [
+        "model.layers.0.mlp.down_proj"
+    ]
+
+
+def test_setting_is_saved_under_meta_and_comes_back(tiny, tmp_path, switched_on) -> None:
+    dynamic = {r"+:.*down_proj": {"magr": magr_gptq.MagRConfig(alpha=1e-3)}}
+    model = quantize(tiny["llama"], bits=3, group_size=32, magr={"beta": 0.9}, dynamic=dynamic)
+    model.save(str(tmp_path / "saved"))
+    written = json.loads((tmp_path / "saved" / "quantize_config.json").read_text())
+    assert written["meta"]["magr"] == {"preset": "default", "beta": 0.9}
+    assert "magr" not in written
+    loaded = QuantizeConfig.from_pretrained(str(tmp_path / "saved"))
+    assert loaded.magr == magr_gptq.MagRConfig(beta=0.9)
+    assert copy.deepcopy(loaded).magr == loaded.magr
+    assert loaded.dynamic[r"+:.*down_proj"]["magr"] == {"preset": "default", "alpha": 1e-3}
+
+
+def test_layers_without_samples_step_aside(tiny, switched_on, caplog) -> None:
+    """A threshold above the calibration size sends every layer to the toolkit's fallback."""
+    with pytest.raises(magr_gptq.NothingReducedError, match="too few calibration samples"):
+        quantize(
+            tiny["llama"], bits=3, group_size=32, magr=True, fallback={"strategy": "rtn", "threshold": 10**9}
+        )
+    assert "magr steps aside for model.layers.0.self_attn.q_proj" in caplog.text
+
+
+def test_mock_quantization_steps_aside(tiny, switched_on) -> None:
+    with pytest.raises(magr_gptq.NothingReducedError, match="mock_quantization"):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=True, mock_quantization=True)
+
+
+@pytest.mark.parametrize("method", ["awq", "qqq"])
+def test_other_methods_refuse_magr(method: str, switched_on) -> None:
+    with pytest.raises(ValueError, match=r"magr=True applies to method='gptq'"):
+        QuantizeConfig(
+            bits=4, group_size=128, method=method, format=method if method == "qqq" else "gemm", magr=True
+        )
+    QuantizeConfig(
+        bits=4, group_size=128, method=method, format=method if method == "qqq" else "gemm", magr=False
+    )
+
+
+@pytest.mark.parametrize("place", ["config", "dynamic"])
+def test_bad_settings_are_refused_when_the_config_is_made(place: str, switched_on) -> None:
+    bad = {"alpha": -1.0}
+    settings = {"magr": bad} if place == "config" else {"dynamic": {"+:.*": {"magr": bad}}}
+    with pytest.raises(ValueError, match=r"alpha=-1\.0"):
+        QuantizeConfig(bits=3, group_size=32, **settings)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_desc_act_groups_are_the_toolkits(dead: bool, switched_on, monkeypatch) -> None:
+    """Along the order handed to `reduce`, the toolkit's own g_idx counts up group by group."""
+    orders = []
+
+    def spy(*args, order=None, **kwargs):
+        orders.append(order)
+        return magr_gptq.reduce(*args, order=order, **kwargs)
+
+    monkeypatch.setattr(adapter, "reduce", spy)
+    hessian = hessian_of(128)
+    if dead:
+        hessian[[3, 40]], hessian[:, [3, 40]] = 0, 0
+    g_idx = run_layer(weight_of(64, 128), hessian, group_size=32, desc_act=True, magr=True)[3]
+    assert torch.equal(g_idx[orders[0]], torch.arange(128, dtype=g_idx.dtype) // 32)
+
+
+def run_layer(weight, hessian, bits: int = 2, **settings):
+    """One layer through the toolkit's GPTQ.quantize with this very Hessian."""
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data.copy_(weight)
+    config = QuantizeConfig(bits=bits, act_group_aware=False, offload_to_disk=False, device="cpu", **settings)
+    task = GPTQ(layer, qcfg=config)
+    task.quantizer.configure(perchannel=True)
+    task.H, task.nsamples = hessian.clone(), 1024
+    return task.quantize()
+
+
+@pytest.mark.parametrize("group_size", [-1, 32])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_error_against_the_original_weight_is_lower(bits: int, group_size: int, switched_on) -> None:
+    weight, hessian = weight_of(64, 128), hessian_of(128)
+
+    def loss(**settings) -> float:
+        error = weight - run_layer(weight, hessian, bits, group_size=group_size, **settings)[0].float()
+        return float((error @ hessian * error).sum())
+
+    assert loss(magr=True) < 0.9 * loss()
+
+
+def test_step_is_shrunk_without_a_subclass(switched_on, monkeypatch) -> None:
+    """GPTQModel takes its fused kernel only while type(quantizer) is Quantizer."""
+    classes, grids = [], []
+    original = Quantizer.find_params
+
+    def spy(self, x, weight=False):
+        original(self, x, weight=weight)
+        classes.append(type(self))
+        grids.append(self.scale.clone())
+
+    monkeypatch.setattr(Quantizer, "find_params", spy)
+    scale = run_layer(weight_of(8, 64), hessian_of(64), group_size=-1, magr={"beta": 0.5})[1]
+    assert set(classes) == {Quantizer}
+    torch.testing.assert_close(scale, 0.5 * grids[-1])
+
+
+def test_worker_threads_and_repeats_give_the_same_bits(tiny, tmp_path, switched_on) -> None:
+    for name in ("first", "second"):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=True).save(str(tmp_path / name))
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+
+
+def test_magr_is_unknown_before_and_after() -> None:
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+    with magr_gptq.enabled("gptqmodel"):
+        assert QuantizeConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
+        assert config_module.GPTQConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
