@@ -1,10 +1,14 @@
 """Train the small language models that the demo and the evaluations quantize.
 
-    python eval/train_model.py BOOKS_FOLDER --shape llama --out runs/llama --log eval/results/train-llama.jsonl
+    python eval/train_model.py BOOKS --shape llama --steps 650 --decay-from 1 --out A --log train-llama-1.jsonl
+    python eval/train_model.py BOOKS --shape llama --steps 850 --decay-from 0 --seed 1 --init A --out B \\
+        --log train-llama-2.jsonl
 
-BOOKS_FOLDER holds UTF-8 .txt files; the last 4 % of each is held out, and its perplexity is
-logged. Matrices are trained with Muon (orthogonalized momentum; K. Jordan, 2024), everything
-else with AdamW. The result is a Hugging Face model folder: float16 safetensors and a tokenizer.
+These two made the demo's model (the first was started with --steps 2200 --decay-from 0.5 and stopped
+at 650, which is the same). BOOKS is a folder of UTF-8 .txt files; the last 4 % of each is held out.
+The log has its perplexity: over the first 64 windows at every save, over all of them at the last.
+Matrices are trained with Muon (orthogonalized momentum; K. Jordan, 2024), everything else with AdamW.
+The result is a Hugging Face model folder: float16 safetensors and a tokenizer.
 """
 
 from __future__ import annotations
@@ -175,7 +179,8 @@ def rate_at(step: int, steps: int, decay_from: float) -> float:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """A float16 model folder that transformers 4 and 5 both read."""
-    weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    # the head is the embedding; saved once
+    weights = {n: t.half() for n, t in model.state_dict().items() if n != "lm_head.weight"}
     model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     config = json.loads((out / "config.json").read_text())
