@@ -8,7 +8,10 @@ from typing import Any
 
 PRESETS = ("default", "paper")
 
-DEFAULT_STRENGTH = 0.06
+# c by bits, chosen by perplexity (eval/README.md). At 3 and 4 bits perplexity is flat around these
+# values; they are on the weak side, as a strong penalty shrinks the rows with outliers most
+STRENGTHS = {2: 0.03, 3: 0.06}
+STRENGTH_FROM_4_BITS = 0.12
 DEFAULT_ITERATIONS = 16
 PAPER_ITERATIONS = 150
 
@@ -96,7 +99,7 @@ class MagRConfig:
 
     def strength_for(self, bits: int) -> float:
         """The constant c of the derived penalty."""
-        return DEFAULT_STRENGTH if self.strength is None else self.strength
+        return STRENGTHS.get(bits, STRENGTH_FROM_4_BITS) if self.strength is None else self.strength
 
     def solver_iterations(self) -> int:
         """How many iterations the preset's solver makes."""

@@ -156,11 +156,15 @@ def _check(weight: Tensor, hessian: Tensor, bits: int, group_size: int, order: T
         raise ValueError(f"bits={bits!r}; give a whole number from 2 to 8")
     if group_size != -1 and group_size < 1:
         raise ValueError(f"group_size={group_size!r}; give at least 1, or -1 for one group a row")
+    _check_values(weight, hessian)
+    if order is not None and order.sort().values.tolist() != list(range(columns)):
+        raise ValueError(f"order is not a permutation of the {columns} columns")
+
+
+def _check_values(weight: Tensor, hessian: Tensor) -> None:
     for name, tensor in (("weight", weight), ("hessian", hessian)):
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; check the calibration run in float32")
     least = float(hessian.diagonal().min())
     if least < 0:
         raise ValueError(f"hessian has {least:.3g} on its diagonal; XᵀX has none below 0")
-    if order is not None and order.sort().values.tolist() != list(range(columns)):
-        raise ValueError(f"order is not a permutation of the {columns} columns")

@@ -29,6 +29,15 @@ class Patches:
         setattr(owner, name, value)
         self.touched.append(f"{_path(owner)}.{name}")
 
+    def replace(self, owner: Any, name: str, value: Any) -> None:
+        """`set`, for an attribute that the toolkit must have.
+
+        Raises:
+            SeamError: it is missing.
+        """
+        self._existing(owner, name)
+        self.set(owner, name, value)
+
     def wrap(
         self,
         owner: Any,
@@ -41,11 +50,7 @@ class Patches:
         Raises:
             SeamError: the function is missing, or takes other parameters than those given.
         """
-        original = vars(owner).get(name)
-        if original is None:
-            raise SeamError(
-                f"{self.toolkit} has no {_path(owner)}.{name}; magr_gptq does not know this release"
-            )
+        original = self._existing(owner, name)
         actual = tuple(inspect.signature(original).parameters)
         if parameters is not None and actual != parameters:
             raise SeamError(
@@ -67,6 +72,13 @@ class Patches:
         self.set(config_class, "__dataclass_fields__", {**known, **_Field.__dataclass_fields__})
         self.set(config_class, "magr", None)
         self.wrap(config_class, "__init__", around_init)
+
+    def _existing(self, owner: Any, name: str) -> Any:
+        if name not in vars(owner):
+            raise SeamError(
+                f"{self.toolkit} has no {_path(owner)}.{name}; magr_gptq does not know this release"
+            )
+        return vars(owner)[name]
 
     def undo(self) -> None:
         """Put back every attribute, last change first."""

@@ -61,9 +61,9 @@ def apply(patches: Patches) -> None:
     patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
     if not torch.cuda.is_available():
         cuda = _View(torch.cuda, is_available=lambda: True, synchronize=lambda: None)
-        patches.set(_base, "CUDA_0", torch.device("cpu"))
+        patches.replace(_base, "CUDA_0", torch.device("cpu"))
         for module in (_base, gptq):
-            patches.set(module, "torch", _View(torch, cuda=cuda))
+            patches.replace(module, "torch", _View(torch, cuda=cuda))
 
 
 class _View:
