@@ -1,0 +1,33 @@
+# Two environments, because AutoGPTQ needs a transformers that GPTQModel has left behind.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+EXTRAS_modern := gptqmodel,cli,eval,dev
+EXTRAS_autogptq := autogptq,cli,dev
+
+.PHONY: setup demo test lint
+
+setup: .venv/modern/.installed .venv/autogptq/.installed
+
+# newer files mean another installation; torch comes first, as builds of other packages import it
+.venv/%/.installed: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "Python 3.11 is needed and '$(PYTHON)' is none; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "== .venv/$*: installing .[$(EXTRAS_$*)]"
+	$(PYTHON) -m venv .venv/$*
+	.venv/$*/bin/python -m pip install "$$(grep '^torch==' requirements/$*.txt)"
+	.venv/$*/bin/python -m pip install -c requirements/$*.txt -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+demo: .venv/modern/.installed
+	.venv/modern/bin/magr-gptq demo
+
+test: setup
+	@echo "== tests with GPTQModel"
+	MAGR_ENV=modern .venv/modern/bin/python -m pytest
+	@echo "== tests with AutoGPTQ"
+	MAGR_ENV=autogptq .venv/autogptq/bin/python -m pytest
+
+lint: .venv/modern/.installed
+	.venv/modern/bin/ruff check .
+	.venv/modern/bin/ruff format --check .
+	.venv/modern/bin/mypy

@@ -1,0 +1,87 @@
+"""What every command prints with: the console, its progress bar, and errors without a traceback."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from magr_gptq.engines.run import EngineError
+from magr_gptq.errors import InputError
+from magr_gptq.toolkits import installed
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+console = Console(highlight=False)
+_errors = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Wrong input ends the command with exit code 2, a toolkit's failure with 1; both with a message."""
+    try:
+        yield
+    except InputError as error:
+        raise _exit(error, 2) from error
+    except EngineError as error:
+        raise _exit(error, 1) from error
+
+
+def _exit(error: Exception, code: int) -> typer.Exit:
+    _errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+    return typer.Exit(code)
+
+
+def progress_bars() -> Progress:
+    """Bars with a spinner, what is going on, how many of how many, and the time."""
+    return Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), console=console,
+    )  # fmt: skip
+
+
+def make_folder(path: Path) -> Path:
+    """The absolute path of the folder, made if absent."""
+    path = path.expanduser().absolute()
+    if path.is_file():
+        raise InputError(f"{path} is a file, not a folder; name another --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the output folder {path} cannot be made: {error.strerror}") from error
+    return path
+
+
+def find_model(model: str) -> str:
+    """The absolute path of a model folder, or a hub id as it is."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path} is no model folder: it has no config.json")
+        return str(path.absolute())
+    if path.exists() or not HUB_ID.fullmatch(model):
+        raise InputError(f"there is no model folder {model}; give a folder, or a hub id such as org/name")
+    return model
+
+
+def require_installed(toolkit: str) -> None:
+    """InputError where the toolkit is missing, with the command that installs it."""
+    if toolkit not in installed():
+        here = ", ".join(installed()) or "no toolkit"
+        raise InputError(
+            f"{toolkit} is not installed in this environment, which has {here}; "
+            f"pip install 'magr-gptq[{toolkit.replace('-', '')}]'"
+        )

@@ -1,0 +1,20 @@
+"""The command line's entry point: one file a command."""
+
+from __future__ import annotations
+
+import typer
+
+from magr_gptq.cli.demo import demo
+from magr_gptq.cli.doctor import doctor
+from magr_gptq.cli.quantize import quantize
+
+app = typer.Typer(
+    name="magr-gptq",
+    help="GPTQ with MagR: smaller weights before rounding, ordinary GPTQ checkpoints after it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(quantize)
+app.command()(demo)
+app.command()(doctor)

@@ -1,0 +1,160 @@
+"""`magr-gptq demo`: plain GPTQ beside GPTQ with MagR, on a small Llama that the package ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+from magr_gptq.cli._console import (
+    console,
+    errors_shown,
+    find_model,
+    make_folder,
+    progress_bars,
+    require_installed,
+)
+from magr_gptq.cli.quantize import check_grid, show_event
+from magr_gptq.engines.job import Job
+from magr_gptq.engines.run import Worker
+from magr_gptq.engines.scoring import score
+from magr_gptq.errors import InputError
+
+BITS = (4, 3, 2)
+METHODS: dict[str, dict[str, Any] | None] = {"GPTQ": None, "GPTQ+MagR": {}}
+CALIBRATION_WINDOWS, SCORED_WINDOWS, WINDOW = 128, 128, 256
+OUT, LOG, RESULTS = Path("magr-demo"), "demo.log", "results.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    method: str
+    bits: int
+    group_size: int | None
+    perplexity: float
+    megabytes: float
+    seconds: float | None
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoints, the log and results.json.")] = OUT,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
+    model: Annotated[
+        str | None, typer.Option(help="Another model folder or hub id, instead of the shipped Llama.")
+    ] = None,
+) -> None:
+    """Compare GPTQ and GPTQ+MagR at 4, 3 and 2 bits: quantize, save, load elsewhere, score."""
+    with errors_shown():
+        require_installed("gptqmodel")
+        check_grid(4, group_size)
+        chosen = find_model(model) if model else shipped_model()
+        folder = own_folder(out)
+        rows = run(chosen, group_size, folder)
+        console.print(table(rows))
+        console.print(f"Checkpoints, log and {RESULTS} are in {folder}")
+
+
+def shipped_model() -> str:
+    """The folder of the Llama in the package."""
+    folder = Path(str(files("magr_gptq") / "demo" / "model"))
+    if not (folder / "config.json").is_file():
+        raise InputError(f"this installation lacks the demo model ({folder}); give one with --model")
+    return str(folder)
+
+
+def shipped_text(name: str) -> Path:
+    """A text file in the package."""
+    return Path(str(files("magr_gptq") / "demo" / "text" / name))
+
+
+def own_folder(path: Path) -> Path:
+    """The output folder, new, empty, or left by an earlier demo, whose files are then replaced."""
+    folder = make_folder(path)
+    if any(folder.iterdir()) and not (folder / LOG).is_file():
+        raise InputError(f"the output folder {folder} holds other files; name another --out")
+    for bits in BITS:
+        for method in METHODS:
+            shutil.rmtree(checkpoint(folder, bits, method), ignore_errors=True)
+    (folder / LOG).write_text("")
+    return folder
+
+
+def checkpoint(folder: Path, bits: int, method: str) -> Path:
+    """Where a quantized model is saved."""
+    return folder / f"{method.lower().replace('+', '-')}-{bits}bit"
+
+
+def run(model: str, group_size: int, folder: Path) -> list[Row]:
+    """Every row of the table, under progress bars; they end up in results.json, too."""
+    rows: list[Row] = []
+    with progress_bars() as bars, Worker(folder / LOG) as worker:
+        overall = bars.add_task("demo", total=1 + len(BITS) * len(METHODS))
+        step = bars.add_task("", total=None)
+        for row in measure(model, group_size, folder, worker, bars, step):
+            rows.append(row)
+            bars.advance(overall)
+            bars.console.print(f"{row.method}, {row.bits} bits: perplexity {row.perplexity:.2f}")
+    (folder / RESULTS).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return rows
+
+
+def measure(
+    model: str, group_size: int, folder: Path, worker: Worker, bars: Progress, step: TaskID
+) -> Iterator[Row]:
+    """Score the model as it is, then quantize and score it with every method and number of bits."""
+
+    def scored(path: str, engine: str, name: str) -> float:
+        bars.reset(step, description=f"scoring {name} in a fresh process", total=None)
+        text = shipped_text("evaluation.txt")
+        found = score(path, text, engine=engine, seqlen=WINDOW, limit=SCORED_WINDOWS, log=worker.log)
+        return float(found["perplexity"])
+
+    perplexity = scored(model, "transformers", "the unquantized model")
+    yield Row("unquantized", 16, None, perplexity, megabytes(model), None)
+    for bits in BITS:
+        for method, magr in METHODS.items():
+            name = f"{method}, {bits} bits"
+            bars.reset(step, description=name, total=None)
+            job = Job(
+                model=model, out=str(checkpoint(folder, bits, method)), bits=bits, group_size=group_size,
+                calibration=str(shipped_text("calibration.txt")), samples=CALIBRATION_WINDOWS, seqlen=WINDOW,
+                magr=magr,
+            )  # fmt: skip
+            outcome = worker.quantize(job, partial(show_event, bars, step, f"{name}: "))
+            perplexity = scored(job.out, "gptqmodel", name)
+            yield Row(method, bits, group_size, perplexity, megabytes(job.out), outcome.seconds)
+
+
+def megabytes(folder: str) -> float:
+    """The size of the weights' files."""
+    return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 1e6
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows as people read them."""
+    shown = Table(title="Perplexity on held-out text, lower is better")
+    shown.add_column("method")
+    for heading in ("bits", "group", "perplexity", "file size", "quantization"):
+        shown.add_column(heading, justify="right")
+    for row in rows:
+        shown.add_row(
+            row.method,
+            str(row.bits),
+            "" if row.group_size is None else str(row.group_size),
+            f"{row.perplexity:.2f}",
+            f"{row.megabytes:.1f} MB",
+            "" if row.seconds is None else f"{row.seconds:.1f} s",
+            end_section=row.method != "GPTQ",
+        )
+    return shown

@@ -1,0 +1,171 @@
+"""`magr-gptq quantize`: one model to one GPTQ checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from magr_gptq.cli._console import (
+    console,
+    errors_shown,
+    find_model,
+    make_folder,
+    progress_bars,
+    require_installed,
+)
+from magr_gptq.config import MagRConfig
+from magr_gptq.engines.job import Job, Outcome
+from magr_gptq.engines.run import Worker
+from magr_gptq.errors import InputError
+from magr_gptq.text import find_source
+
+BITS = (2, 3, 4, 8)
+LOG, RECORD = "quantize.log", "magr_run.json"
+
+LOADING = {
+    "gptqmodel": "from gptqmodel import GPTQModel\nmodel = GPTQModel.load({out!r})",
+    "auto-gptq": "from auto_gptq import AutoGPTQForCausalLM\n"
+    "model = AutoGPTQForCausalLM.from_quantized({out!r})",
+}
+
+
+class Engine(str, Enum):
+    """The toolkit that does the work."""
+
+    gptqmodel = "gptqmodel"
+    auto_gptq = "auto-gptq"
+
+
+class Preset(str, Enum):
+    """See `MagRConfig`."""
+
+    default = "default"
+    paper = "paper"
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
+    bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
+    engine: Annotated[Engine, typer.Option(help="The toolkit that quantizes.")] = Engine.gptqmodel,
+    magr: Annotated[bool, typer.Option(help="Reduce the weights' magnitudes before rounding.")] = True,
+    preset: Annotated[
+        Preset | None, typer.Option(help="MagR's settings: derived from bits and Hessian, or the paper's.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="The paper's penalty, in place of the derived.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Factor on the quantization step, up to 1.")] = None,
+    sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
+    desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
+    seqlen: Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")] = 2048,
+    seed: Annotated[int, typer.Option(help="For the places of the windows.")] = 0,
+) -> None:
+    """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
+    with errors_shown():
+        require_installed(engine.value)
+        check_grid(bits, group_size)
+        job = Job(
+            model=find_model(model), out=str(out.expanduser().absolute()),
+            calibration=str(find_source(calibration)),
+            engine=engine.value, bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
+            samples=samples, seqlen=seqlen, seed=seed,
+            magr=magr_settings(magr, preset.value if preset else None, alpha, beta),
+        )  # fmt: skip
+        show(job, run(job))
+
+
+def magr_settings(
+    magr: bool, preset: str | None, alpha: float | None, beta: float | None
+) -> dict[str, Any] | None:
+    """The options as a setting for `magr=`; None where MagR is off."""
+    options: dict[str, Any] = {"preset": preset, "alpha": alpha, "beta": beta}
+    given = {name: value for name, value in options.items() if value is not None}
+    if not magr:
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise InputError(
+                f"--no-magr switches MagR off, and {names} would set it; leave out one or the other"
+            )
+        return None
+    try:
+        MagRConfig(**given)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return given
+
+
+def check_grid(bits: int, group_size: int) -> None:
+    """Refuse bits and group sizes that no toolkit packs."""
+    if bits not in BITS:
+        raise InputError(f"--bits {bits}: GPTQ checkpoints hold 2, 3, 4 or 8 bits")
+    if group_size != -1 and group_size < 1:
+        raise InputError(f"--group-size {group_size}: give a positive number, or -1 for the whole row")
+
+
+def run(job: Job) -> Outcome:
+    """Do the job under a progress bar; the log ends up in the output folder, where it succeeds."""
+    folder = Path(job.out)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"the output folder {folder} is not empty; name another --out, or empty it first")
+    make_folder(folder)
+    log = folder.with_name(folder.name + ".log")
+    log.write_text("")
+    try:
+        outcome = _run_under_bar(job, log)
+    except BaseException as error:
+        if isinstance(error, InputError):
+            log.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
+    log.rename(folder / LOG)
+    record = {"job": asdict(job), **asdict(outcome)}
+    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    return outcome
+
+
+def _run_under_bar(job: Job, log: Path) -> Outcome:
+    with progress_bars() as bars, Worker(log) as worker:
+        bar = bars.add_task("starting", total=None)
+        return worker.quantize(job, partial(show_event, bars, bar, ""))
+
+
+def show_event(bars: Progress, bar: TaskID, prefix: str, event: dict[str, Any]) -> None:
+    """Move the bar to where the worker says it is."""
+    if "text" in event:
+        bars.update(bar, description=prefix + event["text"])
+    else:
+        bars.update(
+            bar, description=prefix + "quantizing layers", completed=event["done"], total=event["total"]
+        )
+
+
+def show(job: Job, outcome: Outcome) -> None:
+    """What was done, where it lies, how to load it."""
+    size = sum(file.stat().st_size for file in Path(job.out).glob("*.safetensors"))
+    kind = f"{job.bits} bits, group {job.group_size}"
+    if outcome.seqlen < job.seqlen:
+        console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
+    toolkit = f"{job.engine} {outcome.versions[job.engine]}"
+    console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
+    if outcome.summary:
+        console.print(escape(outcome.summary))
+    console.print(f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (settings in {RECORD}, log in {LOG})")
+    console.print("\nLoad it anywhere, without magr_gptq:")
+    console.print(escape(LOADING[job.engine].format(out=job.out)), style="cyan", soft_wrap=True)
