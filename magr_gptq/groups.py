@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -14,7 +15,7 @@ def group_views(matrix: Tensor, group_size: int) -> list[Tensor]:
     columns = matrix.shape[1]
     size = columns if group_size == -1 else min(group_size, columns)
     whole = columns - columns % size
-    views = [matrix[:, :whole].unflatten(1, (whole // size, size))]
+    views = [torch.unflatten(matrix[:, :whole], 1, (whole // size, size))]
     if whole < columns:
         views.append(matrix[:, whole:].unsqueeze(1))
     return views

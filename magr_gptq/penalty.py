@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +36,9 @@ class LinfPenalty:
         """Replace v [rows, columns] by the prox of step·penalty; returns the levels for a warm start."""
         views = group_views(v, self.group_size)
         counts = [view.shape[1] for view in views]
-        starts = levels or [None] * len(views)
+        starts: Sequence[Tensor | None] = levels or [None] * len(views)
         found = []
-        for view, weights, start in zip(views, self.weights.split(counts), starts, strict=True):
+        for view, weights, start in zip(views, torch.split(self.weights, counts), starts, strict=True):
             t = (step * weights).view(1, -1, 1)
             theta = threshold(view.abs(), t, squared=self.squared, start=start)
             view.clamp_(-theta, theta)

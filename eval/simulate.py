@@ -1,0 +1,182 @@
+r"""Layer-by-layer quantization in memory, to study settings before they go through a toolkit.
+
+    python eval/simulate.py MODEL --calibration FILE --evaluation FILE \
+        --settings SETTINGS.json --out RESULTS.jsonl
+
+SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"paper"|"magr", "bits", and as needed
+"group_size", "beta", "strength", "alpha", "iterations", "seed"}. Every finished setting adds one
+line to `--out`; settings whose name is there already are skipped, so a run can be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from baselines import gptq_round, inverse_factor, proxy_loss, round_to_nearest
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from magr_gptq import MagRConfig, reduce, score
+from magr_gptq.text import load_text, random_windows
+
+CONTEXT = 256
+METHODS = ("rtn", "gptq", "paper", "magr")
+QuantizeLayer = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One line of the study; what is None follows from magr_gptq's defaults (or the paper's)."""
+
+    name: str
+    method: str
+    bits: int
+    group_size: int = -1
+    beta: float | None = None
+    strength: float | None = None
+    alpha: float | None = None
+    iterations: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SystemExit(f"{self.name}: method {self.method!r} is unknown; use one of {METHODS}")
+
+    def magr(self) -> MagRConfig:
+        """The configuration of methods "paper" and "magr"."""
+        preset = "paper" if self.method == "paper" else "default"
+        return MagRConfig(preset, self.strength, self.alpha, self.beta, self.iterations)
+
+
+class LayerQuantizer:
+    """`quantize_layer` of a setting; layers that share an input share one factorization."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.losses: list[float] = []
+        self._hessian: Tensor | None = None
+
+    def __call__(self, weight: Tensor, hessian: Tensor) -> Tensor:
+        if hessian is not self._hessian:
+            self._hessian, self._factor = hessian, inverse_factor(hessian)
+        quantized = self._quantize(weight, hessian)
+        self.losses.append(proxy_loss(quantized, weight, hessian))
+        return quantized
+
+    def _quantize(self, weight: Tensor, hessian: Tensor) -> Tensor:
+        s = self.setting
+        beta = 1.0 if s.beta is None else s.beta
+        live = weight * (hessian.diagonal() != 0)  # as toolkits do with inputs that never fired
+        if s.method == "rtn":
+            return round_to_nearest(live, s.bits, s.group_size, beta)
+        if s.method == "gptq":
+            return gptq_round(live, self._factor, s.bits, s.group_size, beta)
+        config = s.magr()
+        reduced = reduce(live, hessian, bits=s.bits, group_size=s.group_size, config=config).weight
+        return gptq_round(reduced, self._factor, s.bits, s.group_size, config.beta_for(s.bits, s.group_size))
+
+
+@torch.no_grad()
+def calibrate_and_quantize(model: PreTrainedModel, rows: Tensor, quantize_layer: QuantizeLayer) -> None:
+    """Replace the weight of every linear layer below the head by `quantize_layer(weight, hessian)`.
+
+    All calibration rows run through the model as one batch. A layer is quantized the moment its
+    input arrives, before it computes its output: the input comes from quantized layers only, as
+    in the toolkits' sequential loop, and one forward pass does it all. Layers that are given
+    the very same input (q, k, v; gate, up) get the very same Hessian object.
+
+    Args:
+        model: a transformers causal language model in float32, changed in place.
+        rows: [rows, tokens] token ids.
+        quantize_layer: gets W [out, in] and H = XᵀX / tokens, returns the quantized W.
+    """
+    latest: list[tuple[Tensor, Tensor]] = []
+
+    def quantize(module: nn.Linear | Conv1D, arguments: tuple[Tensor]) -> None:
+        if not latest or latest[0][0] is not arguments[0]:
+            inputs = arguments[0].flatten(0, -2)
+            latest[:] = [(arguments[0], inputs.T @ inputs / len(inputs))]
+        weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+        weight.copy_(quantize_layer(weight.clone(), latest[0][1]))
+
+    layers = [m for m in model.base_model.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    handles = [layer.register_forward_pre_hook(quantize) for layer in layers]
+    try:
+        model.base_model(input_ids=rows, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def perplexity(model: nn.Module, rows: Tensor) -> float:
+    """exp of the mean negative log-likelihood of each row's tokens after its first."""
+    return score.perplexity(model, rows, str(rows.device))
+
+
+def run(
+    setting: Setting, model: PreTrainedModel, calibration: Tensor, evaluation: Tensor
+) -> dict[str, object]:
+    """Quantize a copy of the model and measure it."""
+    model = copy.deepcopy(model)
+    quantizer = LayerQuantizer(setting)
+    start = time.perf_counter()
+    calibrate_and_quantize(model, calibration, quantizer)
+    quantized = time.perf_counter()
+    value = perplexity(model, evaluation)
+    return {
+        **{key: value for key, value in asdict(setting).items() if value is not None},
+        "perplexity": round(value, 4),
+        "mean_proxy_loss": sum(quantizer.losses) / len(quantizer.losses),
+        "quantize_seconds": round(quantized - start, 2),
+        "evaluate_seconds": round(time.perf_counter() - quantized, 2),
+    }
+
+
+def finished(out: Path) -> set[str]:
+    """Names in the results so far."""
+    return {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+
+
+def append(out: Path, line: dict[str, object]) -> None:
+    """Add one JSON line to the results, and show it."""
+    text = json.dumps(line)
+    print(text, flush=True)
+    with out.open("a") as file:
+        file.write(text + "\n")
+
+
+def main() -> None:
+    """Run every setting that has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", required=True, help="text; the seed draws rows from it")
+    parser.add_argument("--evaluation", required=True, help="held-out text")
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
+    parser.add_argument("--limit", type=int, default=256, help="evaluation windows of 256 tokens")
+    args = parser.parse_args()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    calibration = tokenizer(load_text(args.calibration))["input_ids"]
+    evaluation = score.cut_windows(tokenizer(load_text(args.evaluation))["input_ids"], CONTEXT, args.limit)
+    settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
+    done = finished(args.out)
+    if "unquantized" not in done:
+        append(args.out, {"name": "unquantized", "perplexity": round(perplexity(model, evaluation), 4)})
+    for setting in settings:
+        if setting.name not in done:
+            rows = torch.tensor(random_windows(calibration, args.rows, CONTEXT, setting.seed))
+            append(args.out, run(setting, model, rows, evaluation))
+
+
+if __name__ == "__main__":
+    main()
