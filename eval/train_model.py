@@ -197,49 +197,61 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     training, held_out = split_books(args.books)
     tokenizer = train_tokenizer(training)
-    device = torch.device(args.device)
-    model = build(args.shape, tokenizer).to(device)
+    model = build(args.shape, tokenizer).to(args.device)
     if args.init:
         model.load_state_dict(
             AutoModelForCausalLM.from_pretrained(args.init, dtype=torch.float32).state_dict()
         )
     tokens, test_tokens = encode(tokenizer, training), encode(tokenizer, held_out)
-    optimizers = make_optimizers(model)
-    base_rates = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    stepped = torch.compile(model)
     args.log.parent.mkdir(parents=True, exist_ok=True)
-    parameters = sum(p.numel() for p in model.parameters())
-    settings = {
-        k: str(v) for k, v in vars(args).items() if k in ("shape", "seed", "steps", "batch", "decay_from")
-    }
     start = time.perf_counter()
     with args.log.open("w") as log:
-        header = {
-            **settings,
-            "parameters": parameters,
-            "training_tokens": len(tokens),
-            "held_out_tokens": len(test_tokens),
-            "torch": torch.__version__,
-        }
-        print(json.dumps(header), file=log, flush=True)
-        source = batches(tokens, args.batch, args.seed)
-        for step in range(args.steps):
-            for optimizer, rates in zip(optimizers, base_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * rate_at(step, args.steps, args.decay_from)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = next_token_loss(stepped, next(source).to(device))
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            if (step + 1) % args.every == 0 or step + 1 == args.steps:
-                last = step + 1 == args.steps
-                line = {"step": step + 1, "loss": round(loss.item(), 4),
-                        "held_out_perplexity": round(perplexity(model, test_tokens, None if last else 64), 3),
-                        "seconds": round(time.perf_counter() - start)}  # fmt: skip
+        print(json.dumps(header(args, model, tokens, test_tokens)), file=log, flush=True)
+        for step, loss in steps_of(model, tokens, args):
+            last = step == args.steps
+            if last or step % args.every == 0:
+                line = {
+                    "step": step,
+                    "loss": round(loss, 4),
+                    "held_out_perplexity": round(perplexity(model, test_tokens, None if last else 64), 3),
+                    "seconds": round(time.perf_counter() - start),
+                }
                 print(json.dumps(line), file=log, flush=True)
                 save(model, tokenizer, args.out)
+
+
+def header(
+    args: argparse.Namespace, model: PreTrainedModel, tokens: Tensor, test_tokens: Tensor
+) -> dict[str, object]:
+    """The first line of the log: settings, sizes and versions."""
+    settings = {name: getattr(args, name) for name in ("shape", "steps", "decay_from", "batch", "seed")}
+    return {
+        **settings,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "training_tokens": len(tokens),
+        "held_out_tokens": len(test_tokens),
+        "torch": torch.__version__,
+    }
+
+
+def steps_of(model: PreTrainedModel, tokens: Tensor, args: argparse.Namespace) -> Iterator[tuple[int, float]]:
+    """Make the optimizer's steps; yields the number of each finished one and its loss."""
+    device = torch.device(args.device)
+    optimizers = make_optimizers(model)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: rate_at(step, args.steps, args.decay_from))
+        for o in optimizers
+    ]
+    compiled, source = torch.compile(model), batches(tokens, args.batch, args.seed)
+    for step in range(1, args.steps + 1):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = next_token_loss(compiled, next(source).to(device))
+        loss.backward()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        yield step, loss.item()
 
 
 def main() -> None:

@@ -40,13 +40,11 @@ def admm(original: Tensor, inverse: Tensor, rho: float, penalty: LinfPenalty, it
     z = original.clone()
     v = original.clone()
     target = torch.empty_like(original)
-    product = torch.empty_like(original)
     levels = None
     for _ in range(iterations):
         torch.sub(z, v, out=target).add_(z).sub_(original)
-        torch.matmul(target, inverse, out=product)
-        product.mul_(rho).add_(original)
-        # v ← 1.6w − 0.6z + (v − z)
-        v.add_(product, alpha=OVER_RELAXATION).sub_(z, alpha=OVER_RELAXATION)
+        # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z)
+        v.addmm_(target, inverse, alpha=OVER_RELAXATION * rho)
+        v.add_(original, alpha=OVER_RELAXATION).sub_(z, alpha=OVER_RELAXATION)
         levels = penalty.prox_(z.copy_(v), 1 / rho, levels)
     return z

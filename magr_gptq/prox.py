@@ -12,9 +12,9 @@ def threshold(magnitudes: Tensor, t: Tensor, *, squared: bool, start: Tensor | N
         squared=False, prox of t‖·‖∞:       Σᵢ max(aᵢ − θ, 0) = t, and θ = 0 where ‖a‖₁ ≤ t
         squared=True,  prox of (t/2)‖·‖∞²:  Σᵢ max(aᵢ − θ, 0) = t·θ
 
-    Newton's method on this convex, piecewise-linear equation: with the active set A = {aᵢ > θ},
-    θ ← (Σ_A aᵢ − t) / |A|, or Σ_A aᵢ / (|A| + t). From any start it lands at or left of the
-    root, then climbs, and is exact once the active set stays as it is. No sort.
+    Newton's method on this convex, piecewise-linear equation: with the active set A = {aᵢ > θ} and
+    the excess e = Σ_A (aᵢ − θ), θ ← θ + (e − t)/|A|, or θ + (e − tθ)/(|A| + t). From any start it
+    lands at or left of the root, then climbs, and is exact once A stays as it is. No sort.
 
     Args:
         magnitudes: [..., n], a = |v| ≥ 0.
@@ -49,12 +49,13 @@ def prox_squared_linf(v: Tensor, t: Tensor | float) -> Tensor:
 
 
 def _newton_step(a: Tensor, theta: Tensor, t: Tensor, squared: bool, tiny: float) -> tuple[Tensor, Tensor]:
-    active = a > theta
-    count = active.sum(-1, keepdim=True)
-    total = (a * active).sum(-1, keepdim=True)
+    excess = (a - theta).clamp_min_(0)
+    count = excess.count_nonzero(-1).unsqueeze(-1)
+    total = excess.sum(-1, keepdim=True)
     if squared:
-        return total / (count + t).clamp_min(tiny), count
-    return ((total - t) / count.clamp_min(1)).clamp_min(0), count
+        return theta + (total - t * theta) / (count + t).clamp_min(tiny), count
+    # a start above every magnitude has no slope to follow: begin again at 0
+    return (theta + (total - t) / count).clamp_min(0).where(count > 0, 0), count
 
 
 def _clip(v: Tensor, t: Tensor | float, *, squared: bool) -> Tensor:

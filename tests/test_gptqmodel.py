@@ -6,24 +6,22 @@ import copy
 import hashlib
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from problems import hessian_of, weight_of
-from tiny import calibration_rows, save_tiny_model
+from tiny import save_tiny_model
 
 import magr_gptq
 
 pytest.importorskip("gptqmodel")
 
-from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel import QuantizeConfig
 from gptqmodel.quantization import config as config_module
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
+from gptqmodel_runs import quantize, run_vanilla
 
 from magr_gptq.toolkits import gptqmodel as adapter
 
@@ -48,86 +46,10 @@ def tiny(tmp_path_factory) -> dict[str, str]:
     return {shape: str(save_tiny_model(shape, root / shape)) for shape in ("llama", "tail", "gpt2")}
 
 
-def load(folder: str, **settings):
-    settings.setdefault("act_group_aware", False)
-    config = QuantizeConfig(device="cpu", offload_to_disk=False, **settings)
-    return GPTQModel.load(folder, quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16)
-
-
-def quantize(folder: str, **settings):
-    model = load(folder, **settings)
-    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
-    model.quantize(rows, batch_size=1, backend=BACKEND.TORCH)
-    return model
-
-
-def run_vanilla(*arguments: str, cwd: Path) -> None:
-    """A process that never imports magr_gptq (it checks that itself)."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, str(TESTS / "dump_gptqmodel.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file but the log of seconds."""
     files = [path for path in sorted(folder.iterdir()) if path.name != "quant_log.csv"]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-ROUND_TRIPS = list(
-    itertools.product((2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True), ("gptq", "gptq_v2"))
-)
-
-
-@pytest.fixture(scope="module")
-def round_trips(tiny, tmp_path_factory) -> Path:
-    """Every checkpoint beside the weights that GPTQ rounded to, then dequantized by a vanilla process."""
-    root = tmp_path_factory.mktemp("round-trips")
-    saved, recorded = [], {}
-    with magr_gptq.enabled("gptqmodel"), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        patch.setattr(GPTQ, "quantize", _recording(GPTQ.quantize, recorded))
-        for bits, group_size, sym, desc_act, checkpoint_format in ROUND_TRIPS:
-            recorded.clear()
-            model = quantize(
-                tiny["llama"], bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
-                format=checkpoint_format, magr=True,
-            )  # fmt: skip
-            folder = root / f"{bits}-{group_size}-{sym}-{desc_act}-{checkpoint_format}"
-            model.save(str(folder))
-            torch.save(dict(recorded), folder / "rounded.pt")
-            saved.append(str(folder))
-    run_vanilla("dequantize", *saved, cwd=root)
-    return root
-
-
-def _recording(original, recorded: dict):
-    def quantize(self, blocksize=128):
-        result = original(self, blocksize)
-        weight, scale, zero = result[:3]
-        recorded[self._named_module.full_name] = (weight.clone(), scale.clone(), zero.clone())
-        return result
-
-    return quantize
-
-
-@pytest.mark.parametrize(("bits", "group_size", "sym", "desc_act", "checkpoint_format"), ROUND_TRIPS)
-def test_vanilla_loader_reads_the_very_weights_that_were_rounded(
-    bits, group_size, sym, desc_act, checkpoint_format, round_trips
-) -> None:
-    folder = round_trips / f"{bits}-{group_size}-{sym}-{desc_act}-{checkpoint_format}"
-    rounded, read = torch.load(folder / "rounded.pt"), torch.load(folder / "dequantized.pt")
-    assert set(read) == set(rounded)
-    for name, (weight, _, zero) in rounded.items():
-        # scales are stored in float16, 11 bits; a wrong code is off by at least 1/255 of the range
-        torch.testing.assert_close(read[name].float(), weight.float(), rtol=2e-3, atol=1e-6)
-        assert zero.min() >= 0
-        assert zero.max() <= 2**bits - 1
-    if not sym and group_size == -1:
-        zeros = [zero for _, _, zero in rounded.values()]
-        assert any(zero[0] == 0 for zero in zeros)
-        assert any(zero[1] == 2**bits - 1 for zero in zeros)
 
 
 def test_off_gives_the_files_of_a_process_without_magr(tiny, tmp_path, switched_on) -> None:
