@@ -2,10 +2,10 @@
 
     python eval/convergence.py MODEL --calibration FILE --out eval/results/convergence.json
 
-Takes weights and Hessians of layers spread over the model, poses the default penalty at 2, 3 and 4
-bits, and finds the minimum in float64 by restarted FISTA: up to 20,000 steps, fewer once the duality
-gap proves that no row can gain another 1/10,000 of what it gained. Reports the share of the gap
-between start and minimum that is left after so many iterations, and draws it beside the JSON.
+Takes weights and Hessians of layers spread over the model, poses the default penalty at each of
+`--bits`, and finds the minimum in float64 by restarted FISTA: up to 20,000 steps, fewer once the
+duality gap proves that no row can gain another 1/1,000 of what it gained. Reports the share of the
+gap between start and minimum that is left after so many iterations, and draws it beside the JSON.
 """
 
 from __future__ import annotations
@@ -36,11 +36,10 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-BITS = (2, 3, 4)
 ITERATIONS = (1, 2, 4, 8, 12, 16, 32)
 METHODS = ("ADMM", "accelerated", "plain descent")
 REFERENCE_STEPS = 20_000
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
 # per cent of the gap that may be left after so many ADMM iterations: mean, worst
 BARS = {8: (1.5, None), 16: (0.5, 4.0)}
 
@@ -125,8 +124,10 @@ def show(results: dict[str, dict[str, dict[str, list[float]]]]) -> bool:
 
 def draw(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> None:
     """Gap against iterations, a panel for each bit width: mean as a line, worst layer dashed."""
-    figure, axes = pyplot.subplots(1, len(results), figsize=(4 * len(results), 3.6), sharey=True)
-    for axis, (bits, methods) in zip(axes, results.items(), strict=True):
+    figure, axes = pyplot.subplots(
+        1, len(results), figsize=(4 + 3 * (len(results) - 1), 3.6), sharey=True, squeeze=False
+    )
+    for axis, (bits, methods) in zip(axes[0], results.items(), strict=True):
         for name, s in methods.items():
             (line,) = axis.loglog(ITERATIONS, s["mean"], marker="o", markersize=3, label=name)
             axis.loglog(ITERATIONS, s["worst"], linestyle="--", linewidth=0.8, color=line.get_color())
@@ -137,8 +138,8 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
         # what ADMM leaves after 32 iterations drowns in float32's rounding
         axis.set_ylim(1e-3, 150)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("gap left, % (dashed: worst layer)")
-    axes[0].legend()
+    axes[0, 0].set_ylabel("gap left, % (dashed: worst layer)")
+    axes[0, 0].legend()
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
@@ -150,15 +151,16 @@ def main() -> None:
     parser.add_argument("--calibration", required=True, help="text")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the figure lies beside it as .png")
     parser.add_argument("--layers", type=int, default=20)
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--rows", type=int, default=64, help="calibration rows of 256 tokens")
     parser.add_argument("--verify", type=int, default=0, help="check so many minima by all the steps")
     args = parser.parse_args()
     layers = capture(args.model, args.calibration, args.rows, args.layers)
     results = {}
-    for bits in BITS:
+    for bits in args.bits:
         found = []
         for index, (weight, hessian) in enumerate(layers):
-            found.append(curves(weight, hessian, bits, verify=bits == BITS[0] and index < args.verify))
+            found.append(curves(weight, hessian, bits, verify=bits == args.bits[0] and index < args.verify))
             print(f"W{bits} layer {index + 1} of {len(layers)}", flush=True)
         results[str(bits)] = statistics(found)
     record = {"iterations": ITERATIONS, "layers": len(layers), "gap_left_per_cent": results}
