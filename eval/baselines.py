@@ -132,8 +132,8 @@ def accelerated(
 ) -> Tensor:
     """FISTA from Ŵ in float64, each row restarted where its momentum points uphill.
 
-    Stops early when no row can still gain more than `tolerance` times what it gained so far,
-    by the duality gap; 0 makes all the steps.
+    Stops early when the rows together cannot gain another `tolerance` times what they gained so
+    far, by the duality gap; 0 makes all the steps.
     """
     original, hessian = weight.double(), hessian.double()
     step = 1 / largest_eigenvalue(hessian)
@@ -150,7 +150,7 @@ def accelerated(
         if tolerance > 0 and count % STEPS_BETWEEN_CHECKS == 0:
             value = objective(rows, original, hessian, penalty)
             gap = value - penalty.lower_bound(rows, original, hessian)
-            if bool((gap <= tolerance * (start - value)).all()):
+            if float(gap.sum()) <= tolerance * float((start - value).sum()):
                 break
     return rows
 

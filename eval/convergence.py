@@ -2,10 +2,11 @@
 
     python eval/convergence.py MODEL --calibration FILE --out eval/results/convergence.json
 
-Takes weights and Hessians of layers spread over the model, poses the default penalty at each of
-`--bits`, and finds the minimum in float64 by restarted FISTA: up to 20,000 steps, fewer once the
-duality gap proves that no row can gain another 1/1,000 of what it gained. Reports the share of the
-gap between start and minimum that is left after so many iterations, and draws it beside the JSON.
+Takes Hessians and 64 rows of weights from layers spread over the model, poses the default penalty
+at each of `--bits`, and finds the minimum in float64 by restarted FISTA: up to 20,000 steps, fewer
+once the duality gap falls below 1/100 of what was gained; `--verify N` compares N of the minima with
+those of all the steps. Reports the share of the gap between start and minimum that is left after so
+many iterations, and draws it beside the JSON.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 ITERATIONS = (1, 2, 4, 8, 12, 16, 32)
+ROWS = 64
 METHODS = ("ADMM", "accelerated", "plain descent")
 REFERENCE_STEPS = 20_000
-TOLERANCE = 1e-3
+TOLERANCE = 1e-2
+# the duality gap is far from tight: minima found so agree with all the steps to this share of the gain
+AGREEMENT = 1e-5
 # per cent of the gap that may be left after so many ADMM iterations: mean, worst
 BARS = {8: (1.5, None), 16: (0.5, 4.0)}
 
@@ -51,7 +55,8 @@ def capture(model_folder: Path, calibration: str, rows: int, layers: int) -> lis
     found: list[tuple[Tensor, Tensor]] = []
 
     def keep(weight: Tensor, hessian: Tensor) -> Tensor:
-        found.append((weight, hessian))
+        # rows are independent: a sample of them costs less and says the same
+        found.append((weight[:: max(1, len(weight) // ROWS)], hessian))
         return weight
 
     calibrate_and_quantize(model, torch.tensor(random_windows(tokens, rows, CONTEXT, seed=0)), keep)
@@ -93,8 +98,8 @@ def solvers_of(
 def _verify(start: float, least: float, all_steps: float) -> None:
     difference = (least - all_steps) / (start - all_steps)
     print(f"  minimum by duality gap against {REFERENCE_STEPS} steps: {difference:+.1e} of the gain")
-    if abs(difference) > 2 * TOLERANCE:
-        raise SystemExit("the two minima differ: TOLERANCE is not kept")
+    if abs(difference) > AGREEMENT:
+        raise SystemExit(f"the two minima differ by more than {AGREEMENT} of the gain: lower TOLERANCE")
 
 
 def statistics(layers: list[dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
@@ -144,6 +149,14 @@ def draw(results: dict[str, dict[str, dict[str, list[float]]]], path: Path) -> N
     figure.savefig(path, dpi=150)
 
 
+def save(results: dict[str, dict[str, dict[str, list[float]]]], layers: int, out: Path) -> None:
+    """Write the JSON and the figure of the bit widths so far."""
+    record = {"iterations": ITERATIONS, "layers": layers, "rows": ROWS, "gap_left_per_cent": results}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    draw(results, out.with_suffix(".png"))
+
+
 def main() -> None:
     """Measure, print, save and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -163,10 +176,7 @@ def main() -> None:
             found.append(curves(weight, hessian, bits, verify=bits == args.bits[0] and index < args.verify))
             print(f"W{bits} layer {index + 1} of {len(layers)}", flush=True)
         results[str(bits)] = statistics(found)
-    record = {"iterations": ITERATIONS, "layers": len(layers), "gap_left_per_cent": results}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=2) + "\n")
-    draw(results, args.out.with_suffix(".png"))
+        save(results, len(layers), args.out)
     show(results)
 
 
