@@ -2,49 +2,92 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from magr_gptq.penalty import LinfPenalty
 
-# both found by the gap to the float64 minimum on real layers: eval/convergence.py
-RHO = 0.1
+# all found by the gap to the float64 minimum on real layers: eval/convergence.py.
+# A loose metric finds where the minimum is, a tight one settles there
+LOOSE, TIGHT = 0.01, 0.2
+START = 0.3
+LEAST = 1e-3
 OVER_RELAXATION = 1.6
 
 
-def splitting_inverse(hessian: Tensor) -> tuple[Tensor, float]:
-    """(H + ρI)⁻¹ [columns, columns] and ρ = 0.1·mean(diag H); the condition is at most 10·columns + 1."""
-    rho = RHO * float(hessian.diagonal().mean())
-    shifted = hessian.clone()
-    shifted.diagonal().add_(rho)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)), rho
+@dataclass(frozen=True)
+class Splitting:
+    """A metric R in which w and z are held together, and the product that solves for w.
 
-
-def admm(original: Tensor, inverse: Tensor, rho: float, penalty: LinfPenalty, iterations: int) -> Tensor:
-    """Minimise ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) for every row ŵ of original [rows, columns].
-
-    Splits w = z with scaled dual u and over-relaxation 1.6:
-
-        w ← ŵ + ρ(z − u − ŵ)(H + ρI)⁻¹,  v ← 1.6w − 0.6z + u,  z ← prox_{penalty/ρ}(v),  u ← v − z
-
-    The first line is a correction to ŵ, which is kind to low-precision products. One product and
-    one clip an iteration; z − u = 2z − v, so u is never stored.
-
-    Args:
-        original: [rows, columns] float.
-        inverse, rho: from `splitting_inverse`.
-
-    Returns:
-        z, [rows, columns]: clipped, so its largest magnitudes are those that the penalty paid for.
+    metric: r, the diagonal of R, [columns], in the units of the Hessian.
+    product: R(H + R)⁻¹, [columns, columns].
     """
-    z = original.clone()
-    v = original.clone()
-    target = torch.empty_like(original)
-    levels = None
-    for _ in range(iterations):
-        torch.sub(z, v, out=target).add_(z).sub_(original)
-        # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z)
-        v.addmm_(target, inverse, alpha=OVER_RELAXATION * rho)
-        v.add_(original, alpha=OVER_RELAXATION).sub_(z, alpha=OVER_RELAXATION)
-        levels = penalty.prox_(z.copy_(v), 1 / rho, levels)
-    return z
+
+    metric: Tensor
+    product: Tensor
+
+    @classmethod
+    def of(cls, hessian: Tensor, metric: Tensor) -> Splitting:
+        """One Cholesky."""
+        shifted = hessian.clone()
+        shifted.diagonal().add_(metric)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        return cls(metric, inverse.mul_(metric[:, None]))
+
+
+@dataclass(frozen=True)
+class Admm:
+    """What ADMM needs to know of a Hessian; shared by all weights and penalties.
+
+    start: the metric of the first prox, [columns].
+    """
+
+    start: Tensor
+    loose: Splitting
+    tight: Splitting
+
+    @classmethod
+    def of(cls, hessian: Tensor, variances: Tensor) -> Admm:
+        """Metrics from the two costs of moving a column: H_ii alone, 1/Uᵢᵢ² once the others follow.
+
+            r = κ·√(H_ii/Uᵢᵢ²), at least 1e-3·mean(diag H), so that the condition of H + R is at most
+            1000·columns + 1; κ = 0.01 (loose) and 0.2 (tight)
+
+        Args:
+            variances: 1/Uᵢᵢ² of `conditional_variances`, [columns].
+        """
+        diagonal = hessian.diagonal()
+        between, least = (diagonal * variances).sqrt(), LEAST * diagonal.mean()
+        loose, tight = (Splitting.of(hessian, torch.maximum(k * between, least)) for k in (LOOSE, TIGHT))
+        return cls(START * variances, loose, tight)
+
+    def minimise(self, original: Tensor, penalty: LinfPenalty, iterations: int) -> Tensor:
+        """Minimise ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) for every row ŵ of original [rows, columns].
+
+        Splits w = z with scaled dual u and over-relaxation 1.6, in the metric R:
+
+            w ← ŵ + (z − u − ŵ)R(H + R)⁻¹,  v ← 1.6w − 0.6z + u,  z ← prox_penalty(v) in R,  u ← v − z
+
+        The first line is a correction to ŵ, which is kind to low-precision products. One product and
+        one clip an iteration; z − u = 2z − v, so u is never stored. It starts from the minimum for a
+        diagonal Hessian, START·1/Uᵢᵢ²; half of the iterations are made in the loose metric, half in
+        the tight one. A change of metric keeps the multiplier R·u.
+
+        Returns:
+            z, [rows, columns]: clipped, so its largest magnitudes are those that the penalty paid for.
+        """
+        v, z, target = original.clone(), original.clone(), torch.empty_like(original)
+        levels = penalty.prox_(z, self.start)
+        metric = self.start
+        for splitting, count in ((self.loose, iterations // 2), (self.tight, -(-iterations // 2))):
+            v.sub_(z).mul_(metric / splitting.metric).add_(z)
+            metric = splitting.metric
+            for _ in range(count):
+                torch.sub(z, v, out=target).add_(z).sub_(original)
+                # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z)
+                v.addmm_(target, splitting.product, alpha=OVER_RELAXATION)
+                v.add_(original, alpha=OVER_RELAXATION).sub_(z, alpha=OVER_RELAXATION)
+                levels = penalty.prox_(z.copy_(v), metric, levels)
+        return z

@@ -12,7 +12,7 @@ PRESETS = ("default", "paper")
 # values; they are on the weak side, as a strong penalty shrinks the rows with outliers most
 STRENGTHS = {2: 0.03, 3: 0.06}
 STRENGTH_FROM_4_BITS = 0.12
-DEFAULT_ITERATIONS = 12
+DEFAULT_ITERATIONS = 8
 PAPER_ITERATIONS = 150
 
 

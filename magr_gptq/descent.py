@@ -20,5 +20,5 @@ def descent(original: Tensor, hessian: Tensor, penalty: LinfPenalty, iterations:
     levels = None
     for _ in range(iterations):
         w.addmm_(w - original, hessian, alpha=-1)
-        levels = penalty.prox_(w, 1.0, levels)
+        levels = penalty.prox_(w, levels=levels)
     return w

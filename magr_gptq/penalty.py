@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,15 +31,23 @@ class LinfPenalty:
         )
         return largest.square() @ (0.5 * self.weights) if self.squared else largest @ self.weights
 
-    def prox_(self, v: Tensor, step: float, levels: list[Tensor] | None) -> list[Tensor]:
-        """Replace v [rows, columns] by the prox of step·penalty; returns the levels for a warm start."""
+    def prox_(
+        self, v: Tensor, metric: Tensor | None = None, levels: list[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Replace v [rows, columns] by argmin_w penalty(w) + ½Σᵢ metricᵢ(wᵢ − vᵢ)², row by row.
+
+        Args:
+            metric: [columns]; None is all ones.
+            levels: what a nearby call returned, for a warm start.
+        """
         views = group_views(v, self.group_size)
         counts = [view.shape[1] for view in views]
-        starts: Sequence[Tensor | None] = levels or [None] * len(views)
+        nothing: list[Tensor | None] = [None] * len(views)
+        metrics = nothing if metric is None else [m[0] for m in group_views(metric[None], self.group_size)]
+        starts = levels or nothing
         found = []
-        for view, weights, start in zip(views, torch.split(self.weights, counts), starts, strict=True):
-            t = (step * weights).view(1, -1, 1)
-            theta = threshold(view.abs(), t, squared=self.squared, start=start)
+        for view, weights, m, start in zip(views, self.weights.split(counts), metrics, starts, strict=True):
+            theta = threshold(view.abs(), weights.unsqueeze(-1), squared=self.squared, metric=m, start=start)
             view.clamp_(-theta, theta)
             found.append(theta)
         return found
@@ -52,18 +59,17 @@ def linear_penalty(alpha: float, groups: int, group_size: int, like: Tensor) -> 
     return LinfPenalty(weights, group_size, squared=False)
 
 
-def derived_penalty(hessian: Tensor, bits: int, group_size: int, strength: float) -> LinfPenalty:
+def derived_penalty(variances: Tensor, bits: int, group_size: int, strength: float) -> LinfPenalty:
     """½γ_g‖w_g‖∞² with γ_g = c·Σ_{i∈g} 1/Uᵢᵢ² / (3(2ᵇ − 1)²): c times the rounding error to come.
 
     On a grid of step δ = 2‖w_g‖∞/(2ᵇ − 1) GPTQ's expected squared output error on the group is
     about δ²/12·Σ_{i∈g} 1/Uᵢᵢ², with U the upper Cholesky factor of the damped inverse Hessian.
 
     Args:
-        hessian: [columns, columns], in the order in which columns are rounded.
+        variances: 1/Uᵢᵢ² of `conditional_variances`, [columns], in the order in which columns are rounded.
         strength: the constant c.
     """
-    error = conditional_variances(hessian)
-    per_group = torch.cat([view.sum(-1) for view in group_views(error[None], group_size)], dim=1)[0]
+    per_group = torch.cat([view.sum(-1) for view in group_views(variances[None], group_size)], dim=1)[0]
     return LinfPenalty(per_group * (strength / (3 * (2**bits - 1) ** 2)), group_size, squared=True)
 
 

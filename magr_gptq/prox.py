@@ -6,20 +6,24 @@ import torch
 from torch import Tensor
 
 
-def threshold(magnitudes: Tensor, t: Tensor, *, squared: bool, start: Tensor | None = None) -> Tensor:
-    """The level θ at which the proximal operator clips.
+def threshold(
+    magnitudes: Tensor, t: Tensor, *, squared: bool, metric: Tensor | None = None, start: Tensor | None = None
+) -> Tensor:
+    """The level θ at which the proximal operator in the metric ½Σᵢ mᵢ(wᵢ − vᵢ)² clips.
 
-        squared=False, prox of t‖·‖∞:       Σᵢ max(aᵢ − θ, 0) = t, and θ = 0 where ‖a‖₁ ≤ t
-        squared=True,  prox of (t/2)‖·‖∞²:  Σᵢ max(aᵢ − θ, 0) = t·θ
+        squared=False, prox of t‖·‖∞:       Σᵢ mᵢ·max(aᵢ − θ, 0) = t, and θ = 0 where Σᵢ mᵢaᵢ ≤ t
+        squared=True,  prox of (t/2)‖·‖∞²:  Σᵢ mᵢ·max(aᵢ − θ, 0) = t·θ
 
-    Newton's method on this convex, piecewise-linear equation: with the active set A = {aᵢ > θ} and
-    the excess e = Σ_A (aᵢ − θ), θ ← θ + (e − t)/|A|, or θ + (e − tθ)/(|A| + t). From any start it
-    lands at or left of the root, then climbs, and is exact once A stays as it is. No sort.
+    Newton's method on this convex, piecewise-linear equation: with the active set A = {aᵢ > θ}, its
+    mass |A| = Σ_A mᵢ and the excess e = Σ_A mᵢ(aᵢ − θ), θ ← θ + (e − t)/|A|, or θ + (e − tθ)/(|A| + t).
+    From any start it lands at or left of the root, then climbs, and is exact once A stays as it is.
+    No sort.
 
     Args:
         magnitudes: [..., n], a = |v| ≥ 0.
         t: weight of the penalty, ≥ 0; broadcasts against [..., 1].
         squared: which of the two penalties.
+        metric: m > 0, [groups, n] for magnitudes [..., groups, n]; None is all ones.
         start: θ of a nearby problem, [..., 1].
 
     Returns:
@@ -27,15 +31,15 @@ def threshold(magnitudes: Tensor, t: Tensor, *, squared: bool, start: Tensor | N
     """
     tiny = torch.finfo(magnitudes.dtype).tiny
     origin = torch.zeros_like(magnitudes[..., :1])
-    theta = _newton_step(magnitudes, origin if start is None else start, t, squared, tiny)[0]
-    count_before = None
+    theta = _newton_step(magnitudes, origin if start is None else start, t, squared, metric, tiny)[0]
+    mass_before = None
     while True:
-        proposed, count = _newton_step(magnitudes, theta, t, squared, tiny)
-        if count_before is not None and torch.equal(count, count_before):
+        proposed, mass = _newton_step(magnitudes, theta, t, squared, metric, tiny)
+        if mass_before is not None and torch.equal(mass, mass_before):
             return theta
         # from the left the steps only climb: rounding must not undo one, or the loop could cycle
         theta = torch.maximum(theta, proposed)
-        count_before = count
+        mass_before = mass
 
 
 def prox_linf(v: Tensor, t: Tensor | float) -> Tensor:
@@ -48,14 +52,22 @@ def prox_squared_linf(v: Tensor, t: Tensor | float) -> Tensor:
     return _clip(v, t, squared=True)
 
 
-def _newton_step(a: Tensor, theta: Tensor, t: Tensor, squared: bool, tiny: float) -> tuple[Tensor, Tensor]:
+def _newton_step(
+    a: Tensor, theta: Tensor, t: Tensor, squared: bool, metric: Tensor | None, tiny: float
+) -> tuple[Tensor, Tensor]:
     excess = (a - theta).clamp_min_(0)
-    count = excess.count_nonzero(-1).unsqueeze(-1)
-    total = excess.sum(-1, keepdim=True)
+    total = _weigh(excess, metric)
+    mass = _weigh(excess.sign_(), metric)
     if squared:
-        return theta + (total - t * theta) / (count + t).clamp_min(tiny), count
+        return theta + (total - t * theta) / (mass + t).clamp_min(tiny), mass
     # a start above every magnitude has no slope to follow: begin again at 0
-    return (theta + (total - t) / count).clamp_min(0).where(count > 0, 0), count
+    return (theta + (total - t) / mass).clamp_min(0).where(mass > 0, 0), mass
+
+
+def _weigh(values: Tensor, metric: Tensor | None) -> Tensor:
+    if metric is None:
+        return values.sum(-1, keepdim=True)
+    return torch.einsum("...gn,gn->...g", values, metric).unsqueeze(-1)
 
 
 def _clip(v: Tensor, t: Tensor | float, *, squared: bool) -> Tensor:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from magr_gptq.admm import admm, splitting_inverse
+from magr_gptq.admm import Admm
 from magr_gptq.config import MagRConfig
 from magr_gptq.descent import descent
 from magr_gptq.groups import group_count
-from magr_gptq.penalty import LinfPenalty, derived_penalty, linear_penalty
+from magr_gptq.penalty import LinfPenalty, conditional_variances, derived_penalty, linear_penalty
 
-# rows are solved in chunks of this many elements: 256 MiB for each of ADMM's float32 buffers
-CHUNK_ELEMENTS = 2**26
+# rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
+CHUNK_ELEMENTS = 2**22
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,16 @@ def reduce(
 
 def _pose(hessian: Tensor, bits: int, group_size: int, config: MagRConfig) -> _Problem:
     alpha, iterations = config.alpha_for(group_size), config.solver_iterations()
-    if alpha is None:
-        penalty = derived_penalty(hessian, bits, group_size, config.strength_for(bits))
-    else:
+    if alpha is not None:
         hessian = hessian / torch.linalg.eigvalsh(hessian)[-1]
         penalty = linear_penalty(alpha, group_count(len(hessian), group_size), group_size, hessian)
     if config.preset == "paper":
         return _Problem(hessian, penalty, lambda w: descent(w, hessian, penalty, iterations), iterations)
-    inverse, rho = splitting_inverse(hessian)
-    return _Problem(hessian, penalty, lambda w: admm(w, inverse, rho, penalty, iterations), iterations)
+    variances = conditional_variances(hessian)
+    if alpha is None:
+        penalty = derived_penalty(variances, bits, group_size, config.strength_for(bits))
+    solver = Admm.of(hessian, variances)
+    return _Problem(hessian, penalty, lambda w: solver.minimise(w, penalty, iterations), iterations)
 
 
 def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:

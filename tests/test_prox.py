@@ -50,6 +50,18 @@ def test_any_start_ends_at_the_same_threshold(
     torch.testing.assert_close(warm, cold, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("squared", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(row=ROWS, t=st.floats(1e-3, 1e3), data=st.data())
+def test_a_whole_metric_counts_like_repeated_entries(squared: bool, row: list[float], t: float, data) -> None:
+    counts = data.draw(st.lists(st.integers(1, 5), min_size=len(row), max_size=len(row)))
+    v, metric = torch.tensor([[row]], dtype=torch.float64), torch.tensor([counts], dtype=torch.float64)
+    weight = torch.tensor(t, dtype=torch.float64)
+    found = threshold(v.abs(), weight, squared=squared, metric=metric)
+    repeated = v[0].repeat_interleave(torch.tensor(counts), dim=1)
+    assert found.item() == pytest.approx(sorted_threshold(repeated[0], t, squared), rel=1e-9, abs=1e-9)
+
+
 def test_inside_on_and_outside_the_ball() -> None:
     v = torch.tensor([[1.0, -2.0, 0.5]])
     assert prox_linf(v, 4.0).eq(0).all()  # ‖v‖₁ = 3.5 < t

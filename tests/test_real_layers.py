@@ -12,7 +12,7 @@ from simulate import calibrate_and_quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.penalty import derived_penalty
+from magr_gptq.penalty import conditional_variances, derived_penalty
 from magr_gptq.text import random_windows
 
 DEMO = files("magr_gptq") / "demo"
@@ -53,21 +53,22 @@ def test_invariants_hold_on_real_layers(real_layers, group_size: int, config: Ma
 
 def test_the_summed_group_penalty_falls_on_real_layers(real_layers) -> None:
     for weight, hessian in real_layers:
-        penalty = derived_penalty(hessian, 3, 64, MagRConfig().strength_for(3))
+        penalty = derived_penalty(conditional_variances(hessian), 3, 64, MagRConfig().strength_for(3))
         found = reduce(weight, hessian, bits=3, group_size=64)
         assert (penalty.value(found.weight) <= penalty.value(weight)).all()
 
 
 def test_gap_to_the_minimum_on_a_real_layer(real_layers) -> None:
-    """At most 4 % of the gap is left after 16 iterations; eval/convergence.py has 20 layers."""
+    """Of the gap at most 1 % is left after 8 iterations; eval/convergence.py has 20 layers."""
     weight, hessian = real_layers[0]
     factor = baselines.inverse_factor(hessian.double())
     penalty = baselines.derived_penalty(factor, 2, strength=MagRConfig().strength_for(2))
     least = baselines.accelerated(weight, hessian, penalty, 20_000, tolerance=1e-4)
-    start, gap = objective_of(weight, weight, hessian, penalty), None
+    start = objective_of(weight, weight, hessian, penalty)
     end = objective_of(least, weight, hessian, penalty)
     gap = objective_of(reduce(weight, hessian, bits=2).weight, weight, hessian, penalty) - end
-    assert 0 <= gap <= 0.04 * (start - end)
+    # float32 may end a hair below a minimum known to 1e-4
+    assert -1e-3 * (start - end) <= gap <= 0.01 * (start - end)
 
 
 def objective_of(rows, weight, hessian, penalty) -> float:

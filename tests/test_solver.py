@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce, solver
+from magr_gptq.admm import Admm
 from magr_gptq.groups import group_views
 from magr_gptq.penalty import conditional_variances, derived_penalty
 
@@ -48,7 +49,9 @@ def test_per_channel_no_row_grows(layer) -> None:
 @given(layer=layers())
 def test_with_groups_the_summed_penalty_does_not_grow(layer) -> None:
     weight, hessian, bits, group_size = layer
-    penalty = derived_penalty(hessian, bits, group_size, MagRConfig().strength_for(bits))
+    penalty = derived_penalty(
+        conditional_variances(hessian), bits, group_size, MagRConfig().strength_for(bits)
+    )
     found = reduce(weight, hessian, bits=bits, group_size=group_size)
     assert (penalty.value(found.weight) <= penalty.value(weight)).all()
 
@@ -101,15 +104,15 @@ def test_rows_are_independent_and_chunks_change_nothing(group_size: int, monkeyp
 def test_short_memory_halves_the_chunk(monkeypatch) -> None:
     weight, hessian = weight_of(9, 48), hessian_of(48)
     whole = reduce(weight, hessian, bits=2)
-    sizes, solve = [], solver.admm
+    sizes, minimise = [], Admm.minimise
 
-    def short(rows, *rest):
+    def short(self, rows, *rest):
         sizes.append(len(rows))
         if len(rows) > 3:
             raise torch.OutOfMemoryError("no room")
-        return solve(rows, *rest)
+        return minimise(self, rows, *rest)
 
-    monkeypatch.setattr(solver, "admm", short)
+    monkeypatch.setattr(Admm, "minimise", short)
     found = reduce(weight, hessian, bits=2)
     assert sizes == [9, 5, 3, 3, 3]
     torch.testing.assert_close(found.weight, whole.weight, rtol=0, atol=1e-6)
@@ -172,7 +175,7 @@ def test_derived_penalty_is_the_rounding_error_of_the_grid() -> None:
     for start in range(0, 12, 5):
         step = 2 * weight[:, start : start + 5].abs().amax(1) / (2**3 - 1)
         expected += step**2 / 12 * error[start : start + 5].sum()
-    penalty = derived_penalty(hessian, bits=3, group_size=5, strength=1.0)
+    penalty = derived_penalty(error, bits=3, group_size=5, strength=1.0)
     torch.testing.assert_close(penalty.value(weight), expected)
 
 
