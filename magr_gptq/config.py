@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
 
 PRESETS = ("default", "paper")
 
-# c by bits, chosen by perplexity (eval/README.md). At 3 and 4 bits perplexity is flat around these
-# values; they are on the weak side, as a strong penalty shrinks the rows with outliers most
-STRENGTHS = {2: 0.03, 3: 0.06}
-STRENGTH_FROM_4_BITS = 0.12
+# c and β by bits, chosen by perplexity on several models (eval/README.md): first the pair that is used
+# without a search, then what each row chooses from, beside plain GPTQ
+STRENGTHS = {2: (0.03, 0.06), 3: (0.06, 0.12)}
+STRENGTHS_FROM_4_BITS = (0.12, 0.06)
+BETAS = {2: (0.8, 0.9, 1.0), 3: (0.9, 1.0)}
+BETAS_IN_GROUPS = {2: (0.85, 0.95), 3: (0.95, 1.0)}
+BETAS_FROM_4_BITS = (1.0,)
+# how many times extra the shrinkage counts when a row chooses
+KAPPA = 3.0
 DEFAULT_ITERATIONS = 8
 PAPER_ITERATIONS = 150
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One way to quantize a row: the strength of its penalty, and the factor on its step.
+
+    strength: the constant c; 0 keeps the original weight, None is the configuration's linear penalty.
+    """
+
+    strength: float | None
+    beta: float
+
+    PLAIN: ClassVar[Candidate]
+
+
+Candidate.PLAIN = Candidate(0.0, 1.0)
+
+
+@dataclass(frozen=True)
 class MagRConfig:
     """What `magr=` means; a field left at None follows from the preset, the bits and the group size.
+
+    A row is quantized under several pairs of strength and β, plain GPTQ among them, and keeps the best;
+    a strength, alpha or beta that is given is the only one tried.
 
     preset: "default" is the penalty ½γ‖w‖∞² derived from bits and Hessian, solved by ADMM;
         "paper" is α‖w‖∞ solved by proximal gradient descent (arXiv 2406.00800).
@@ -26,6 +50,10 @@ class MagRConfig:
     alpha: the paper's α, for a Hessian scaled to λmax = 1; replaces the derived penalty.
     beta: factor on the quantization step, 0 < β ≤ 1.
     iterations: of the preset's solver.
+    search: False quantizes every row under one pair only, without the choice; a list of pairs
+        (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
+    refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30).
+    gain: undo the bias of every row's output in its scale. On but for preset "paper".
     """
 
     preset: str = "default"
@@ -33,14 +61,16 @@ class MagRConfig:
     alpha: float | None = None
     beta: float | None = None
     iterations: int | None = None
+    search: bool | tuple[tuple[float, float], ...] | None = None
+    refine: int = 0
+    gain: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"magr: preset={self.preset!r} is unknown; use one of {PRESETS}")
         _require_positive("strength", self.strength)
         _require_positive("alpha", self.alpha)
-        if self.beta is not None and not (_is_number(self.beta) and 0 < self.beta <= 1):
-            raise ValueError(f"magr: beta={self.beta!r} must lie in (0, 1]; 1 keeps the step as it is")
+        _require_beta(self.beta)
         if self.iterations is not None and not (type(self.iterations) is int and self.iterations >= 1):
             raise ValueError(f"magr: iterations={self.iterations!r} must be a whole number of at least 1")
         if self.strength is not None and (self.alpha is not None or self.preset == "paper"):
@@ -48,6 +78,11 @@ class MagRConfig:
                 f"magr: strength={self.strength!r} belongs to the derived penalty; "
                 "leave it out where alpha or preset='paper' is given"
             )
+        if not (type(self.refine) is int and self.refine >= 0):
+            raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
+        if self.gain not in (None, True, False):
+            raise ValueError(f"magr: gain={self.gain!r} must be True or False")
+        object.__setattr__(self, "search", _parse_search(self.search, self))
 
     @classmethod
     def paper(cls, bits: int, group_size: int = -1) -> MagRConfig:
@@ -81,7 +116,9 @@ class MagRConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that were set, ready for JSON; `MagRConfig.parse` reads it back."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        unset = asdict(MagRConfig())
+        settings = {name: value for name, value in asdict(self).items() if value != unset[name]}
+        return {"preset": self.preset, **settings}
 
     def alpha_for(self, group_size: int) -> float | None:
         """The linear penalty's α, or None where the penalty is the derived one."""
@@ -95,11 +132,34 @@ class MagRConfig:
             return self.beta
         if self.preset == "paper":
             return _paper_beta(bits, group_size)
-        return _default_beta(bits, group_size)
+        return _betas(bits, group_size)[0]
 
     def strength_for(self, bits: int) -> float:
-        """The constant c of the derived penalty."""
-        return STRENGTHS.get(bits, STRENGTH_FROM_4_BITS) if self.strength is None else self.strength
+        """The constant c of the derived penalty, without a search."""
+        return _strengths(bits)[0] if self.strength is None else self.strength
+
+    def candidates(self, bits: int, group_size: int) -> tuple[Candidate, ...]:
+        """What every row is quantized under; plain GPTQ first, where a row may choose."""
+        strengths: tuple[float | None, ...]
+        if self.alpha_for(group_size) is not None:
+            strengths = (None,)
+        else:
+            strengths = _strengths(bits) if self.strength is None else (self.strength,)
+        if isinstance(self.search, tuple):
+            return (Candidate.PLAIN, *(Candidate(*pair) for pair in self.search))
+        if not (self.preset == "default" if self.search is None else self.search):
+            return (Candidate(strengths[0], self.beta_for(bits, group_size)),)
+        betas = _betas(bits, group_size) if self.beta is None else (self.beta,)
+        return (Candidate.PLAIN, *(Candidate(c, beta) for c in strengths for beta in betas))
+
+    def with_beta(self, beta: float) -> MagRConfig:
+        """The same, but for the factor on the step where none was given."""
+        return self if self.beta is not None else replace(self, beta=beta)
+
+    @property
+    def corrects_gain(self) -> bool:
+        """Whether the bias of every row's output is undone."""
+        return self.preset == "default" if self.gain is None else self.gain
 
     def solver_iterations(self) -> int:
         """How many iterations the preset's solver makes."""
@@ -114,10 +174,36 @@ def _paper_beta(bits: int, group_size: int) -> float:
     return 0.95 if bits <= 3 else 1.0
 
 
-def _default_beta(bits: int, group_size: int) -> float:
-    if group_size == -1:
-        return {2: 0.8, 3: 0.9}.get(bits, 1.0)
-    return {2: 0.85, 3: 0.95}.get(bits, 1.0)
+def _strengths(bits: int) -> tuple[float, ...]:
+    return STRENGTHS.get(bits, STRENGTHS_FROM_4_BITS)
+
+
+def _betas(bits: int, group_size: int) -> tuple[float, ...]:
+    return (BETAS if group_size == -1 else BETAS_IN_GROUPS).get(bits, BETAS_FROM_4_BITS)
+
+
+def _parse_search(search: Any, config: MagRConfig) -> bool | tuple[tuple[float, float], ...] | None:
+    if search is None or isinstance(search, bool):
+        return search
+    if not isinstance(search, (list, tuple)) or not search or not all(_is_pair(pair) for pair in search):
+        raise ValueError(
+            f"magr: search={search!r} must be True, False, or a list of pairs (strength, beta) of "
+            "numbers above 0, beta up to 1"
+        )
+    if config.preset == "paper" or not (config.strength is config.alpha is config.beta is None):
+        raise ValueError(
+            f"magr: search={search!r} lists what is tried; leave out strength, alpha, beta and preset='paper'"
+        )
+    return tuple((float(strength), float(beta)) for strength, beta in search)
+
+
+def _is_pair(pair: Any) -> bool:
+    return (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(_is_number(value) and value > 0 for value in pair)
+        and pair[1] <= 1
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -129,3 +215,8 @@ def _require_positive(name: str, value: Any) -> None:
         raise ValueError(
             f"magr: {name}={value!r} must be a finite number above 0; magr=False switches MagR off"
         )
+
+
+def _require_beta(beta: Any) -> None:
+    if beta is not None and not (_is_number(beta) and 0 < beta <= 1):
+        raise ValueError(f"magr: beta={beta!r} must lie in (0, 1]; 1 keeps the step as it is")

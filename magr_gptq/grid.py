@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def shrink_grid(
-    scale: Tensor, zero: Tensor, *, beta: float, bits: int, lowest_zero: int = 0
+    scale: Tensor, zero: Tensor, *, beta: float | Tensor, bits: int, lowest_zero: int = 0
 ) -> tuple[Tensor, Tensor]:
     """A grid of β times the step whose zero points a packed format can hold.
 
@@ -16,7 +16,7 @@ def shrink_grid(
 
     Args:
         scale, zero: step δ and zero point, of any one shape.
-        beta: factor on the step, 0 < β ≤ 1 (the paper's β, section 5).
+        beta: factor on the step, 0 < β ≤ 1 (the paper's β, section 5); a tensor is one a row, [rows, 1].
         lowest_zero: 1 for formats that store zero − 1 in an unsigned field, else 0.
     """
     top = 2**bits - 1

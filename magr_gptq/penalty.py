@@ -46,7 +46,9 @@ class LinfPenalty:
         metrics = nothing if metric is None else [m[0] for m in group_views(metric[None], self.group_size)]
         starts = levels or nothing
         found = []
-        for view, weights, m, start in zip(views, self.weights.split(counts), metrics, starts, strict=True):
+        for view, weights, m, start in zip(
+            views, torch.split(self.weights, counts), metrics, starts, strict=True
+        ):
             theta = threshold(view.abs(), weights.unsqueeze(-1), squared=self.squared, metric=m, start=start)
             view.clamp_(-theta, theta)
             found.append(theta)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,6 +53,42 @@ class _Problem:
         return error + self.penalty.value(weight)
 
 
+class _Poser:
+    """Poses the problems of one layer, which share the Hessian's factorizations."""
+
+    def __init__(self, hessian: Tensor, bits: int, group_size: int, config: MagRConfig) -> None:
+        self._hessian, self._bits, self._group_size, self._config = hessian, bits, group_size, config
+        self._iterations = config.solver_iterations()
+
+    def problem(self, strength: float | None) -> _Problem:
+        """Of the derived penalty with this constant c, or of the configuration's linear one."""
+        if strength is not None:
+            penalty = derived_penalty(self._variances, self._bits, self._group_size, strength)
+            return self._by_admm(penalty)
+        alpha = self._config.alpha_for(self._group_size)
+        assert alpha is not None
+        largest = torch.linalg.eigvalsh(self._hessian)[-1]
+        groups = group_count(len(self._hessian), self._group_size)
+        penalty = linear_penalty(alpha, groups, self._group_size, self._hessian)
+        if self._config.preset == "default":
+            # in the Hessian's own units, as its factorization is
+            return self._by_admm(replace(penalty, weights=largest * penalty.weights))
+        unit, count = self._hessian / largest, self._iterations
+        return _Problem(unit, penalty, lambda w: descent(w, unit, penalty, count), count)
+
+    def _by_admm(self, penalty: LinfPenalty) -> _Problem:
+        count = self._iterations
+        return _Problem(self._hessian, penalty, lambda w: self._admm.minimise(w, penalty, count), count)
+
+    @cached_property
+    def _variances(self) -> Tensor:
+        return conditional_variances(self._hessian)
+
+    @cached_property
+    def _admm(self) -> Admm:
+        return Admm.of(self._hessian, self._variances)
+
+
 @torch.no_grad()
 def reduce(
     weight: Tensor,
@@ -82,33 +119,48 @@ def reduce(
         ValueError: a shape, value, bits or group_size that makes no sense, with the remedy.
     """
     config = config or MagRConfig()
+    strength = config.strength_for(bits) if config.alpha_for(group_size) is None else None
+    return reduce_each(
+        weight, hessian, (strength,), bits=bits, group_size=group_size, order=order, config=config
+    )[0]
+
+
+@torch.no_grad()
+def reduce_each(
+    weight: Tensor,
+    hessian: Tensor,
+    strengths: Sequence[float | None],
+    *,
+    bits: int,
+    group_size: int,
+    order: Tensor | None,
+    config: MagRConfig,
+) -> list[Reduction]:
+    """`reduce` under several strengths c, with one factorization of the Hessian.
+
+    Args:
+        strengths: 0 leaves the weight as it is; None is the configuration's linear penalty.
+    """
     original, hessian = weight.to(hessian.device, torch.float32), hessian.float()
     _check(original, hessian, bits, group_size, order)
-    if order is not None:
-        found = reduce(
-            original[:, order], hessian[order][:, order], bits=bits, group_size=group_size, config=config
-        )
-        return replace(found, weight=found.weight[:, order.argsort()])
     if not hessian.any():
-        warnings.warn(
-            "magr: the Hessian is zero (no input reached this layer): weight unchanged", stacklevel=2
-        )
-        return _unchanged(original)
-    return _reduce_rows(original, _pose(hessian, bits, group_size, config))
+        message = "magr: the Hessian is zero (no input reached this layer): weight unchanged"
+        warnings.warn(message, stacklevel=3)
+        return [_unchanged(original)] * len(strengths)
+    if order is None:
+        return _reduce_each(original, _Poser(hessian, bits, group_size, config), strengths)
+    poser = _Poser(hessian[order][:, order], bits, group_size, config)
+    back = order.argsort()
+    found = _reduce_each(original[:, order], poser, strengths)
+    return [replace(reduction, weight=reduction.weight[:, back]) for reduction in found]
 
 
-def _pose(hessian: Tensor, bits: int, group_size: int, config: MagRConfig) -> _Problem:
-    alpha, iterations = config.alpha_for(group_size), config.solver_iterations()
-    if alpha is not None:
-        hessian = hessian / torch.linalg.eigvalsh(hessian)[-1]
-        penalty = linear_penalty(alpha, group_count(len(hessian), group_size), group_size, hessian)
-    if config.preset == "paper":
-        return _Problem(hessian, penalty, lambda w: descent(w, hessian, penalty, iterations), iterations)
-    variances = conditional_variances(hessian)
-    if alpha is None:
-        penalty = derived_penalty(variances, bits, group_size, config.strength_for(bits))
-    solver = Admm.of(hessian, variances)
-    return _Problem(hessian, penalty, lambda w: solver.minimise(w, penalty, iterations), iterations)
+def _reduce_each(original: Tensor, poser: _Poser, strengths: Sequence[float | None]) -> list[Reduction]:
+    found = {
+        c: _unchanged(original) if c == 0 else _reduce_rows(original, poser.problem(c))
+        for c in set(strengths)
+    }
+    return [found[c] for c in strengths]
 
 
 def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:

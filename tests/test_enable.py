@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -34,16 +36,17 @@ def _switched_off():
     magr_gptq.disable()
 
 
-def test_disable_puts_back_the_very_same_objects() -> None:
+@pytest.mark.parametrize("toolkit", toolkits.installed())
+def test_disable_puts_back_the_very_same_objects(toolkit: str) -> None:
     missing = object()
-    touched = magr_gptq.enable(NAME)
+    touched = magr_gptq.enable(toolkit)
     places = [symbol(path) for path in touched]
-    magr_gptq.disable(NAME)
+    magr_gptq.disable()
     before = [vars(owner).get(name, missing) for owner, name in places]
-    magr_gptq.enable(NAME)
+    magr_gptq.enable(toolkit)
     during = [vars(owner)[name] for owner, name in places]
     assert all(new is not old for new, old in zip(during, before, strict=True))
-    magr_gptq.disable(NAME)
+    magr_gptq.disable()
     assert all(
         vars(owner).get(name, missing) is old for (owner, name), old in zip(places, before, strict=True)
     )
@@ -53,7 +56,7 @@ def test_enable_twice_is_enable_once() -> None:
     touched = magr_gptq.enable(NAME)
     owner, name = symbol(touched[-1])
     first = getattr(owner, name)
-    assert magr_gptq.enable() == touched
+    assert magr_gptq.enable(NAME) == touched
     assert getattr(owner, name) is first
     magr_gptq.disable()
     magr_gptq.disable()
@@ -86,6 +89,48 @@ def test_a_failing_adapter_leaves_nothing_behind(monkeypatch) -> None:
         magr_gptq.enable(NAME)
     assert NAME not in toolkits._enabled
     assert all(vars(owner).get(name) is original for owner, name, original in calls)
+
+
+@pytest.fixture
+def dependent(monkeypatch) -> str:
+    """A toolkit that rounds through another one, as optimum does; its `apply` changes nothing."""
+    adapter = types.ModuleType("dependent_adapter")
+    adapter.apply = id
+    monkeypatch.setitem(sys.modules, adapter.__name__, adapter)
+    known = toolkits.TOOLKITS[NAME]
+    entry = dataclasses.replace(known, adapter=adapter.__name__, requires=NAME)
+    monkeypatch.setitem(toolkits.TOOLKITS, "dependent", entry)
+    return "dependent"
+
+
+def test_a_required_toolkit_is_adapted_first_and_keeps_its_own_switch(dependent: str) -> None:
+    assert magr_gptq.enable(dependent) == magr_gptq.enable(NAME)
+    assert list(toolkits._enabled) == [NAME, dependent]
+    magr_gptq.disable(dependent)
+    assert list(toolkits._enabled) == [NAME]
+    magr_gptq.enable(dependent)
+    magr_gptq.disable(NAME)
+    assert not toolkits._enabled
+    with magr_gptq.enabled(dependent):
+        pass
+    assert not toolkits._enabled
+
+
+def test_a_toolkit_without_the_required_one_is_not_installed(dependent: str, monkeypatch) -> None:
+    assert dependent in toolkits.installed()
+    gone = dataclasses.replace(toolkits.TOOLKITS[NAME], module="no_such_package.gptq")
+    monkeypatch.setitem(toolkits.TOOLKITS, NAME, gone)
+    assert dependent not in toolkits.installed()
+    with pytest.raises(ModuleNotFoundError, match=f"{NAME} is not installed"):
+        magr_gptq.enable(dependent)
+
+
+def test_a_failing_adapter_leaves_others_enabled(dependent: str, monkeypatch) -> None:
+    magr_gptq.enable(NAME)
+    monkeypatch.delattr(sys.modules["dependent_adapter"], "apply")
+    with pytest.raises(AttributeError, match="apply"):
+        magr_gptq.enable(dependent)
+    assert list(toolkits._enabled) == [NAME]
 
 
 def test_unknown_and_missing_toolkits_are_named(monkeypatch) -> None:

@@ -21,14 +21,16 @@ __all__ = ["NothingReducedError", "SeamError", "disable", "enable", "enabled", "
 class Toolkit:
     """A toolkit that can be adapted.
 
-    module: its top-level module.          distribution: its name for pip.
+    module: present where it is installed. distribution: its name for pip.
     adapter: the file that adapts it.      verified: releases that the tests ran against.
+    requires: the toolkit that rounds for it, adapted with it; None where it rounds by itself.
     """
 
     module: str
     distribution: str
     adapter: str
     verified: tuple[str, ...]
+    requires: str | None = None
 
     @property
     def version(self) -> str:
@@ -39,6 +41,13 @@ class Toolkit:
 TOOLKITS = {
     "gptqmodel": Toolkit("gptqmodel", "gptqmodel", "magr_gptq.toolkits.gptqmodel", ("7.6.0",)),
     "auto-gptq": Toolkit("auto_gptq", "auto-gptq", "magr_gptq.toolkits.autogptq", ("0.7.1",)),
+    # `optimum` alone is a namespace that other distributions share
+    "optimum": Toolkit(
+        "optimum.gptq", "optimum", "magr_gptq.toolkits.optimum", ("2.3.0",), requires="gptqmodel"
+    ),
+    "llm-compressor": Toolkit(
+        "llmcompressor", "llmcompressor", "magr_gptq.toolkits.llmcompressor", ("0.14.0",)
+    ),
 }
 
 _enabled: dict[str, Patches] = {}
@@ -46,12 +55,18 @@ _lock = threading.RLock()
 
 
 def installed() -> tuple[str, ...]:
-    """The names of the toolkits that are installed here; imports none of them."""
-    return tuple(name for name, toolkit in TOOLKITS.items() if importlib.util.find_spec(toolkit.module))
+    """The names of the toolkits that are installed here with what they require; imports none of them."""
+    return tuple(
+        name
+        for name, toolkit in TOOLKITS.items()
+        if _is_present(toolkit) and (toolkit.requires is None or _is_present(TOOLKITS[toolkit.requires]))
+    )
 
 
 def enable(*toolkits: str) -> tuple[str, ...]:
     """Teach the named toolkits, or all that are installed, the switch `magr`. Idempotent.
+
+    A toolkit that another one requires is adapted with it.
 
     Returns:
         The symbols that are now changed, as dotted paths.
@@ -61,7 +76,7 @@ def enable(*toolkits: str) -> tuple[str, ...]:
         ModuleNotFoundError: a toolkit is not installed, or none is.
         SeamError: a toolkit lacks a symbol, or the symbol has another signature; nothing is changed then.
     """
-    names = _checked(toolkits) or installed()
+    names = _with_required(_checked(toolkits) or installed())
     if not names:
         raise ModuleNotFoundError(
             "no supported toolkit is installed; pip install 'magr-gptq[gptqmodel]' or 'magr-gptq[autogptq]'"
@@ -74,16 +89,21 @@ def enable(*toolkits: str) -> tuple[str, ...]:
                     _enabled[name] = _adapt(name)
                     added.append(name)
         except BaseException:
-            disable(*added)
+            if added:
+                disable(*added)
             raise
         return tuple(symbol for name in names for symbol in _enabled[name].touched)
 
 
 def disable(*toolkits: str) -> None:
-    """Put back what `enable` changed in the named toolkits, or in all: the very same objects."""
+    """Put back what `enable` changed in the named toolkits, or in all: the very same objects.
+
+    Toolkits that require a named one are put back with it; what a named one requires stays enabled.
+    """
     with _lock:
-        for name in _checked(toolkits) if toolkits else tuple(_enabled):
-            if name in _enabled:
+        named = _checked(toolkits) or tuple(_enabled)
+        for name in reversed(tuple(_enabled)):
+            if name in named or TOOLKITS[name].requires in named:
                 _enabled.pop(name).undo()
 
 
@@ -107,9 +127,22 @@ def _checked(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _is_present(toolkit: Toolkit) -> bool:
+    try:
+        return importlib.util.find_spec(toolkit.module) is not None
+    except ModuleNotFoundError:
+        return False  # the package around the module is missing
+
+
+def _with_required(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names without repeats, each after the one that it requires."""
+    pairs = [(TOOLKITS[name].requires, name) for name in names]
+    return tuple(dict.fromkeys(name for pair in pairs for name in pair if name is not None))
+
+
 def _adapt(name: str) -> Patches:
     toolkit = TOOLKITS[name]
-    if importlib.util.find_spec(toolkit.module) is None:
+    if not _is_present(toolkit):
         raise ModuleNotFoundError(f"{name} is not installed; pip install {toolkit.distribution}")
     if toolkit.version not in toolkit.verified:
         warnings.warn(

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+from torch import Tensor
+
 from magr_gptq.grid import shrink_grid
 
 
 @contextmanager
-def shrunk_grid(quantizer: Any, *, beta: float, bits: int, lowest_zero: int = 0) -> Iterator[None]:
-    """Let `quantizer.find_params` end with `shrink_grid`.
+def shrunk_grid(quantizer: Any, *, beta: Tensor, bits: int, lowest_zero: int = 0) -> Iterator[None]:
+    """Let `quantizer.find_params` end with `shrink_grid`, by the factor beta [rows, 1].
 
     Bound to the instance: its class stays the one that the toolkit tests for before it takes its
     fused kernel, and copies made for static groups carry it along.

@@ -6,8 +6,8 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
-- `quantization.gptq.GPTQ.fasterquant`: puts the reduced weight into the layer, from where the
-  toolkit takes the weight that it rounds.
+- `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
+  takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
   name `torch` inside `modeling._base` and `quantization.gptq` a view on torch that passes the check
   for CUDA and has nothing to synchronize. torch itself stays as it is.
@@ -27,7 +27,7 @@ from auto_gptq.quantization import gptq
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.solver import reduce
+from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport
@@ -124,34 +124,39 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         if run is None:
             return quantize()
         order = _order(self.H) if actorder and not static_groups else None
-        matrix = _to_matrix(self.layer)
-        reduction = reduce(matrix, self.H, bits=run.bits, group_size=group_size, order=order, config=run.magr)
-        beta = run.magr.beta_for(run.bits, group_size)
-        name = run.names[id(self.layer)]
-        run.report.add(LayerReport.of(name, run.bits, group_size, beta, reduction))
+        layer = Layer(
+            _to_matrix(self.layer, self.layer.weight.data), self.H,
+            bits=run.bits, group_size=group_size, order=order, config=run.magr,
+        )  # fmt: skip
+        weight = self.layer.weight
+        own = weight.data
+        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
+        weight.data = _from_matrix(self.layer, layer.rows)
         # symmetric zero points are 2ᵇ⁻¹, which every format holds
         lowest = 0 if self.quantizer.sym else LOWEST_ZERO
-        weight = self.layer.weight
-        dtype = weight.dtype
-        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
-        weight.data = _from_matrix(reduction.weight, self.layer)
-        with shrunk_grid(self.quantizer, beta=beta, bits=run.bits, lowest_zero=lowest):
-            result = quantize()
-        weight.data = weight.data.to(dtype)
-        return result
+        try:
+            with shrunk_grid(self.quantizer, beta=layer.beta, bits=run.bits, lowest_zero=lowest):
+                scale, zero, group_of = quantize()
+            settled = layer.settle(Rounded(_to_matrix(self.layer, weight.data), scale, zero, group_of))
+        finally:
+            weight.data = own
+        name = run.names[id(self.layer)]
+        run.report.add(LayerReport.of(name, run.bits, group_size, settled))
+        kept = settled.rounded
+        weight.data = _from_matrix(self.layer, kept.weight).to(own)
+        return kept.scale, kept.zero, group_of
 
     return fasterquant
 
 
-def _to_matrix(layer: Any) -> torch.Tensor:
-    """The weight as [out, in], as AutoGPTQ lays it out."""
-    weight: torch.Tensor = layer.weight.data
+def _to_matrix(layer: Any, weight: torch.Tensor) -> torch.Tensor:
+    """A weight of the layer's kind as [out, in], as AutoGPTQ lays it out."""
     return weight.t() if isinstance(layer, Conv1D) else weight.flatten(1)
 
 
-def _from_matrix(matrix: torch.Tensor, layer: Any) -> torch.Tensor:
-    """The inverse of `_to_matrix`."""
-    return matrix.t() if isinstance(layer, Conv1D) else matrix.reshape(layer.weight.shape)
+def _from_matrix(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_to_matrix`, for any number of rows."""
+    return matrix.t() if isinstance(layer, Conv1D) else matrix.view(-1, *layer.weight.shape[1:])
 
 
 def _order(hessian: torch.Tensor) -> torch.Tensor:

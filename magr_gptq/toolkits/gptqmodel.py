@@ -8,9 +8,9 @@ What is touched, why there, all undone by `Patches.undo`:
   what they don't know; the constructor reads it back from there.
 - `config._resolve_quantize_config_class`: the one place where the factory picks a method; refuses
   `magr` for every method but GPTQ.
-- `GPTQ.quantize`, `GPTAQ.quantize`, `FOEM.quantize`: hand the reduced weight over as `module_copy`,
-  which the toolkit rounds instead of a clone. Changed on the class, so every name bound to it,
-  optimum's included, sees the change.
+- `GPTQ.quantize`, `GPTAQ.quantize`, `FOEM.quantize`: hand the candidate rows over as `module_copy`,
+  which the toolkit rounds instead of a clone, while `module` is a stand-in of their shape; keep each
+  row's best. Changed on the class, so every name bound to it, optimum's included, sees the change.
 - `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
 """
 
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,12 +29,13 @@ from gptqmodel.quantization.foem import FOEM
 from gptqmodel.quantization.gptaq import GPTAQ
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.utils.fallback import should_use_fallback
+from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.solver import reduce
+from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
-from magr_gptq.toolkits.report import LayerReport, RunReport
+from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
 
@@ -95,40 +98,95 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = getattr(config, "magr", None) or any(o["magr"] for o in _overrides(config))
         if not asked:
             return original(self, *args, **kwargs)
-        config.magr_report = RunReport()
-        result = original(self, *args, **kwargs)
-        config.magr_report.require_some()
-        log.info(config.magr_report.summary())
-        return result
+        with reported_run(config):
+            return original(self, *args, **kwargs)
 
     return quantize
+
+
+@dataclass(frozen=True)
+class _StandIn:
+    """What the toolkit reads of the module that it rounds, with other rows than the module's own."""
+
+    module: torch.nn.Module
+    weight: torch.Tensor
+    target_device: torch.device | None
 
 
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def quantize(self: Any, blocksize: int = 128) -> Any:
+        """The toolkit's own, on MagR's rows in place of the layer's."""
+        if isinstance(self.module, _StandIn):
+            self.module = self.module.module
+            _step_aside(self, fallback="the toolkit met NaN and rounded without the Hessian")
+            return original(self, blocksize=blocksize)
         magr = _setting(self)
         if magr is None:
             return original(self, blocksize=blocksize)
-        config, report = self.qcfg, self.qcfg.magr_report
-        why_not = _why_not(self)
-        if why_not:
-            # a retry after NaN comes back here with the reduced weight already consumed
-            self.module_copy = None
-            report.add(LayerReport(_name(self), config.bits, config.group_size, skipped=why_not))
-            log.warning("magr steps aside for %s: %s", _name(self), why_not)
-            return original(self, blocksize=blocksize)
-        hessian = self.finalize_hessian(target_device=getattr(self.module, "target_device", None))
-        reduction = reduce(
-            self.clone_module(device=hessian.device), hessian,
-            bits=config.bits, group_size=config.group_size, order=_order(self, hessian), config=magr,
-        )  # fmt: skip
-        self.module_copy = reduction.weight
-        beta = _beta(magr, config)
-        report.add(LayerReport.of(_name(self), config.bits, config.group_size, beta, reduction))
-        with shrunk_grid(self.quantizer, beta=beta, bits=config.bits):
-            return original(self, blocksize=blocksize)
+        if isinstance(self.module, torch.nn.Embedding):
+            _step_aside(self, skipped="an embedding has no Hessian of its inputs")
+        elif self.qcfg.mock_quantization:
+            _step_aside(self, skipped="mock_quantization skips the Hessian")
+        elif should_use_fallback(self.fallback, float(self.nsamples), self.expected_nsamples):
+            _step_aside(self, fallback="too few calibration samples reached the layer")
+        else:
+            return _quantize_rows(self, _applicable(magr, self), partial(original, self, blocksize=blocksize))
+        return original(self, blocksize=blocksize)
 
     return quantize
+
+
+def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    config, module = task.qcfg, task.module
+    device = getattr(module, "target_device", None)
+    hessian = task.finalize_hessian(target_device=device)
+    layer = Layer(
+        task.clone_module(device=hessian.device), hessian,
+        bits=config.bits, group_size=config.group_size, order=_order(task, hessian), config=magr,
+    )  # fmt: skip
+    task.module_copy, stand_in = layer.rows, _StandIn(module, torch.empty_like(layer.rows), device)
+    task.module = stand_in
+    try:
+        with shrunk_grid(task.quantizer, beta=layer.beta, bits=config.bits):
+            found = quantize()
+        if task.module is not stand_in:
+            return found  # the retry has quantized the layer's own weight
+    finally:
+        task.module = module
+    weight, scale, zero, group_of, duration, loss, damp, samples = found
+    settled = layer.settle(Rounded(weight, scale, zero, group_of))
+    config.magr_report.add(LayerReport.of(_name(task), config.bits, config.group_size, settled))
+    if isinstance(loss, float):
+        loss = settled.squared_error / 2 / samples  # as the toolkit counts it
+    kept = settled.rounded
+    matrix = kept.weight.t() if isinstance(module, Conv1D) else kept.weight
+    weight = matrix.reshape(module.weight.shape).to(module.weight)
+    return weight, kept.scale, kept.zero, group_of, duration, loss, damp, samples
+
+
+def _step_aside(task: Any, **why: Any) -> None:
+    config = task.qcfg
+    # where the toolkit retries, the reduced rows have been consumed
+    task.module_copy = None
+    config.magr_report.add(LayerReport(_name(task), config.bits, config.group_size, **why))
+    log.warning("magr steps aside for %s: %s", _name(task), *why.values())
+
+
+def _applicable(magr: MagRConfig, task: Any) -> MagRConfig:
+    """What of the setting makes sense beside the toolkit's other levers.
+
+    GPTAQ and FOEM round towards another target than Ŵ, from which a choice or a refinement by the
+    distance to Ŵ would lead away; the `mse` search chooses the step by itself.
+    """
+    if isinstance(task, (GPTAQ, FOEM)):
+        if magr.refine or magr.search:
+            raise ValueError(
+                f"magr: refine={magr.refine!r} and search={magr.search!r} lead back to the original weight, "
+                f"and {type(task).__name__} corrects for errors of earlier layers; leave both out"
+            )
+        magr = replace(magr, search=False, gain=bool(magr.gain))
+    return magr.with_beta(1.0) if task.qcfg.mse else magr
 
 
 def _name(task: Any) -> str:
@@ -145,27 +203,9 @@ def _setting(task: Any) -> MagRConfig | None:
     return default if override is None else MagRConfig.parse(override)
 
 
-def _why_not(task: Any) -> str | None:
-    """Why this layer can't be reduced, or None where it can."""
-    if isinstance(task.module, torch.nn.Embedding):
-        return "an embedding has no Hessian of its inputs"
-    if task.qcfg.mock_quantization:
-        return "mock_quantization skips the Hessian"
-    if should_use_fallback(task.fallback, float(task.nsamples), task.expected_nsamples):
-        return "too few calibration samples reached the layer; the toolkit's fallback quantized it"
-    return None
-
-
 def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
     """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
     if not task.qcfg.desc_act or task.qcfg.static_groups:
         return None
     diagonal = hessian.diagonal()
     return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
-
-
-def _beta(magr: MagRConfig, config: Any) -> float:
-    """The factor on the step; the toolkit's `mse` search chooses the step by itself."""
-    if config.mse and magr.beta is None:
-        return 1.0
-    return magr.beta_for(config.bits, config.group_size)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from magr_gptq.solver import Reduction
+from magr_gptq.layer import Settled
+
+log = logging.getLogger(__name__)
+
+
+# more layers than this left as they were make a warning
+LIMIT = 0.1
 
 
 class NothingReducedError(RuntimeError):
@@ -15,10 +25,13 @@ class NothingReducedError(RuntimeError):
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: its relative change in largest magnitude and objective, or why MagR stepped aside.
+    """One layer: what became of its magnitudes and its loss, or why MagR stepped aside.
 
-    largest_before, largest_after: mean over rows of the largest magnitude.
-    objective_ratio: objective of the reduced weight over that of the original one.
+    beta: mean over rows of the factor on the step.
+    largest_before, largest_after: mean over rows of the largest magnitude, before rounding.
+    loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
+    plain_share: the share of rows that did.
+    skipped: why MagR stepped aside.   fallback: why the toolkit rounded without GPTQ.
     """
 
     name: str
@@ -27,18 +40,34 @@ class LayerReport:
     beta: float = 1.0
     largest_before: float | None = None
     largest_after: float | None = None
-    objective_ratio: float | None = None
+    loss: float | None = None
+    plain_loss: float | None = None
+    plain_share: float | None = None
     skipped: str | None = None
+    fallback: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why the layer was not reduced; None where it was, or where MagR was off."""
+        return self.fallback or self.skipped
+
+    @property
+    def outcome(self) -> str:
+        """What became of the layer, in two words at most."""
+        if self.fallback:
+            return "fallen back"
+        if self.skipped:
+            return "skipped"
+        return "plain" if self.largest_after is None else "reduced"
 
     @classmethod
-    def of(cls, name: str, bits: int, group_size: int, beta: float, reduction: Reduction) -> LayerReport:
+    def of(cls, name: str, bits: int, group_size: int, settled: Settled) -> LayerReport:
         """The report of a layer that was reduced."""
-        before = float(reduction.objective_before.sum())
+        had_plain = settled.plain_loss is not None
         return cls(
-            name, bits, group_size, beta,
-            largest_before=float(reduction.largest_before.mean()),
-            largest_after=float(reduction.largest_after.mean()),
-            objective_ratio=float(reduction.objective_after.sum()) / before if before else 1.0,
+            name, bits, group_size, settled.beta,
+            settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
+            plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
         )  # fmt: skip
 
 
@@ -60,16 +89,16 @@ class RunReport:
     @property
     def reduced(self) -> list[LayerReport]:
         """The layers that MagR reduced."""
-        return [layer for layer in self.layers if layer.skipped is None]
+        return [layer for layer in self.layers if layer.reason is None]
 
     @property
     def skipped(self) -> list[LayerReport]:
         """The layers where it stepped aside, each with its reason."""
-        return [layer for layer in self.layers if layer.skipped is not None]
+        return [layer for layer in self.layers if layer.reason is not None]
 
     def summary(self) -> str:
         """One line for a log: how many layers were reduced, and why the others were not."""
-        reasons = sorted({layer.skipped for layer in self.skipped if layer.skipped})
+        reasons = sorted({layer.reason for layer in self.skipped if layer.reason})
         text = f"magr: {len(self.reduced)} of {len(self.layers)} layers reduced"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
@@ -83,4 +112,37 @@ class RunReport:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """Every layer as a plain dict, ready for JSON."""
-        return [asdict(layer) for layer in self.layers]
+        return [{**asdict(layer), "outcome": layer.outcome} for layer in self.layers]
+
+    def totals(self) -> dict[str, Any]:
+        """How many layers had which outcome, and for which reason; ready for JSON."""
+        reasons = Counter((layer.outcome, layer.reason) for layer in self.skipped)
+        return {
+            "layers": len(self.layers),
+            "outcomes": dict(Counter(layer.outcome for layer in self.layers)),
+            "reasons": [
+                {"outcome": outcome, "reason": reason, "layers": count}
+                for (outcome, reason), count in reasons.most_common()
+            ],
+        }
+
+    def warning(self) -> str | None:
+        """What to tell where more than `LIMIT` of the layers were not reduced; None for fewer."""
+        share = len(self.skipped) / max(1, len(self.layers))
+        if share <= LIMIT:
+            return None
+        reasons = (f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"])
+        return f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+
+
+@contextmanager
+def reported_run(config: Any) -> Iterator[RunReport]:
+    """A run with `magr` on: opens `config.magr_report`, and logs its summary where the run succeeds.
+
+    Raises:
+        NothingReducedError: the run went through, and no layer was reduced.
+    """
+    report = config.magr_report = RunReport()
+    yield report
+    report.require_some()
+    log.info(report.summary())

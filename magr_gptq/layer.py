@@ -1,0 +1,128 @@
+"""One layer's way through a toolkit's rounding: candidates go in as rows, each row's best comes out."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from magr_gptq.choice import choose, squared_norm
+from magr_gptq.config import KAPPA, Candidate, MagRConfig
+from magr_gptq.gain import unbiased_gain
+from magr_gptq.refine import coordinate_descent
+from magr_gptq.solver import reduce_each
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Rows on their grids: weight = scale·(code − zero), code in lowest … lowest + 2ᵇ − 1.
+
+    weight: [rows, in] float32. scale, zero: [rows, groups]. group_of: the group of every column, [in].
+    lowest: the smallest code.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor
+    group_of: Tensor
+    lowest: int = 0
+
+    def rows(self, picked: Tensor) -> Rounded:
+        """Some of the rows."""
+        return replace(self, weight=self.weight[picked], scale=self.scale[picked], zero=self.zero[picked])
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a layer ends with.
+
+    rounded: [out, in] and its grids.
+    picked: the candidate that each row kept, [out].
+    beta: mean over rows of the factor on the step.
+    largest_before, largest_after: mean over rows of max |w|, before rounding.
+    squared_error: tr((Ŵ − Q)H(Ŵ − Q)ᵀ). loss: the same over tr(ŴHŴᵀ). plain_loss: loss of plain
+        GPTQ, where it was a candidate.
+    """
+
+    rounded: Rounded
+    picked: Tensor
+    beta: float
+    largest_before: float
+    largest_after: float
+    squared_error: float
+    loss: float
+    plain_loss: float | None
+
+
+class Layer:
+    """A layer prepared for rounding, under every candidate of its configuration.
+
+    rows: what the toolkit is to round in place of the layer's weight, [candidates·out, in] float32;
+        not needed afterwards.
+    beta: the factor on the quantization step of every row, [candidates·out, 1].
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        hessian: Tensor,
+        *,
+        bits: int,
+        group_size: int = -1,
+        order: Tensor | None = None,
+        config: MagRConfig | None = None,
+    ) -> None:
+        """Reduce the weight for every candidate; arguments and errors are those of `reduce`."""
+        self._config = config or MagRConfig()
+        self._levels = 2**bits
+        self._candidates = self._config.candidates(bits, group_size)
+        self._original = weight.to(hessian.device, torch.float32)
+        # toolkits damp and permute theirs in place
+        self._hessian = hessian.float().clone()
+        reductions = reduce_each(
+            self._original, self._hessian, [candidate.strength for candidate in self._candidates],
+            bits=bits, group_size=group_size, order=order, config=self._config,
+        )  # fmt: skip
+        reduced = torch.stack([reduction.weight for reduction in reductions])
+        self._shrinkage = squared_norm(self._original - reduced, self._hessian)
+        self._largest = torch.stack([reduction.largest_after for reduction in reductions])
+        self.rows = reduced.flatten(0, 1)
+        betas = torch.tensor([candidate.beta for candidate in self._candidates]).to(self.rows)
+        self.beta = betas.repeat_interleave(len(self._original))[:, None]
+
+    def settle(self, rounded: Rounded) -> Settled:
+        """Keep each row's best candidate, refine it, undo its bias.
+
+        Args:
+            rounded: what became of `rows`, in their order.
+        """
+        columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
+        original, hessian = self._original[:, :columns], self._hessian[:columns, :columns]
+        quantized = rounded.weight.unflatten(0, (len(self._candidates), -1))
+        errors = squared_norm(original - quantized, hessian)
+        picked = choose(errors, self._shrinkage, KAPPA)
+        every = torch.arange(len(original), device=picked.device)
+        kept = self._finish(rounded.rows(picked * len(original) + every), original, hessian)
+        energy = float(squared_norm(original, hessian).sum()) or 1.0
+        error = float(squared_norm(original - kept.weight, hessian).sum())
+        has_plain = self._candidates[0] == Candidate.PLAIN
+        betas = [self._candidates[candidate].beta for candidate in picked.tolist()]
+        return Settled(
+            kept, picked, statistics.fmean(betas), float(original.abs().amax(1).mean()), float(self._largest[picked, every].mean()),
+            error, error / energy, float(errors[0].sum()) / energy if has_plain else None,
+        )  # fmt: skip
+
+    def _finish(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:
+        if self._config.refine:
+            group_of, lowest = kept.group_of.long(), kept.lowest
+            weight = coordinate_descent(
+                kept.weight, original, hessian, kept.scale[:, group_of], kept.zero[:, group_of],
+                lowest=lowest, highest=lowest + self._levels - 1, sweeps=self._config.refine,
+            )  # fmt: skip
+            kept = replace(kept, weight=weight)
+        if self._config.corrects_gain:
+            factor = unbiased_gain(original, kept.weight, hessian)[:, None]
+            kept = replace(kept, weight=kept.weight * factor, scale=kept.scale * factor)
+        return kept
