@@ -107,12 +107,17 @@ class Layer:
         kept = self._finish(rounded.rows(picked * len(original) + every), original, hessian)
         energy = float(squared_norm(original, hessian).sum()) or 1.0
         error = float(squared_norm(original - kept.weight, hessian).sum())
-        has_plain = self._candidates[0] == Candidate.PLAIN
-        betas = [self._candidates[candidate].beta for candidate in picked.tolist()]
+        had_plain = self._candidates[0] == Candidate.PLAIN
         return Settled(
-            kept, picked, statistics.fmean(betas), float(original.abs().amax(1).mean()), float(self._largest[picked, every].mean()),
-            error, error / energy, float(errors[0].sum()) / energy if has_plain else None,
-        )  # fmt: skip
+            rounded=kept,
+            picked=picked,
+            beta=statistics.fmean(self._candidates[candidate].beta for candidate in picked.tolist()),
+            largest_before=float(original.abs().amax(1).mean()),
+            largest_after=float(self._largest[picked, every].mean()),
+            squared_error=error,
+            loss=error / energy,
+            plain_loss=float(errors[0].sum()) / energy if had_plain else None,
+        )
 
     def _finish(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:
         if self._config.refine:

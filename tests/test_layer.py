@@ -1,0 +1,108 @@
+"""A layer's way through a rounding loop, with a plain GPTQ in the toolkit's place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from baselines import gptq_round, grid_step, grouped, inverse_factor
+from problems import hessian_of, weight_of
+
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.choice import squared_norm
+from magr_gptq.config import KAPPA
+from magr_gptq.layer import Layer, Rounded
+
+BITS = 2
+
+
+def toolkit(layer: Layer, hessian: torch.Tensor) -> Rounded:
+    """What a toolkit makes of the layer's rows: one symmetric scale a row."""
+    weight = gptq_round(layer.rows, inverse_factor(hessian), BITS, beta=layer.beta)
+    scale = grid_step(layer.rows, BITS, layer.beta)
+    zero = torch.full_like(scale, 2 ** (BITS - 1))
+    return Rounded(weight, scale, zero, torch.zeros(weight.shape[1], dtype=torch.int32))
+
+
+def settle(config: MagRConfig, rows: int = 16, columns: int = 96):
+    weight, hessian = weight_of(rows, columns), hessian_of(columns)
+    layer = Layer(weight, hessian, bits=BITS, config=config)
+    return weight, hessian, layer, layer.settle(toolkit(layer, hessian))
+
+
+def test_no_row_is_above_plain_gptqs_criterion() -> None:
+    weight, hessian, _, settled = settle(MagRConfig(gain=False))
+    plain = squared_norm(weight - gptq_round(weight, inverse_factor(hessian), BITS), hessian)
+    error = squared_norm(weight - settled.rounded.weight, hessian)
+    assert (error <= plain * (1 + 1e-6)).all()
+    assert (error < plain * 0.9).any()
+    assert settled.loss < settled.plain_loss
+    assert settled.loss == pytest.approx(float(error.sum() / squared_norm(weight, hessian).sum()), rel=1e-5)
+    assert settled.squared_error == pytest.approx(float(error.sum()), rel=1e-5)
+
+
+def test_each_row_keeps_the_candidate_of_least_criterion() -> None:
+    config = MagRConfig(search=[(0.03, 0.8), (0.25, 1.0)], gain=False)
+    weight, hessian, layer, settled = settle(config)
+    quantized = toolkit(layer, hessian).weight.view(3, *weight.shape)
+    strengths = (None, 0.03, 0.25)
+    for row, picked in enumerate(settled.picked.tolist()):
+        scores = []
+        for strength, candidate in zip(strengths, quantized[:, row], strict=True):
+            shrunk = weight
+            if strength:
+                shrunk = reduce(weight, hessian, bits=BITS, config=MagRConfig(strength=strength)).weight
+            error, shrinkage = weight[row] - candidate, weight[row] - shrunk[row]
+            scores.append(float(error @ hessian @ error + KAPPA * (shrinkage @ hessian @ shrinkage)))
+        assert scores[picked] == pytest.approx(min(scores), rel=1e-5)
+        torch.testing.assert_close(settled.rounded.weight[row], quantized[picked, row])
+    assert len(set(settled.picked.tolist())) > 1
+
+
+@pytest.mark.parametrize("config", [MagRConfig(), MagRConfig(gain=True, refine=4)], ids=["gain", "both"])
+def test_what_is_kept_lies_on_its_own_grid(config: MagRConfig) -> None:
+    *_, settled = settle(config)
+    codes = settled.rounded.weight / settled.rounded.scale + settled.rounded.zero
+    torch.testing.assert_close(codes, codes.round().clamp(0, 3), rtol=0, atol=1e-4)
+
+
+def test_without_a_search_every_row_is_reduced_by_the_one_pair() -> None:
+    weight, hessian, layer, settled = settle(MagRConfig(search=False, gain=False))
+    reduced = reduce(weight, hessian, bits=BITS).weight
+    torch.testing.assert_close(layer.rows, reduced)
+    assert settled.picked.eq(0).all()
+    assert settled.plain_loss is None
+    assert settled.largest_after == pytest.approx(float(reduced.abs().amax(1).mean()))
+
+
+def test_refinement_lowers_the_loss_and_the_paper_preset_does_nothing_unasked() -> None:
+    plain, refined = (settle(MagRConfig(preset="paper", iterations=20, refine=sweeps)) for sweeps in (0, 5))
+    torch.testing.assert_close(plain[3].rounded.weight, toolkit(plain[2], plain[1]).weight)
+    assert refined[3].loss < plain[3].loss
+
+
+def test_groups_and_codes_below_zero() -> None:
+    """As llm-compressor counts: codes from −2 to 1, zero point 0."""
+    weight, hessian = weight_of(8, 64), hessian_of(64)
+    layer = Layer(weight, hessian, bits=BITS, group_size=16, config=MagRConfig(refine=2))
+    quantized = gptq_round(layer.rows, inverse_factor(hessian), BITS, 16, layer.beta)
+    sorted_values = grouped(quantized, 16).sort(-1).values
+    gaps = sorted_values.diff(dim=-1)
+    scale = torch.where(gaps > 1e-6, gaps, torch.inf).amin(-1)
+    assert scale.isfinite().all()
+    group_of = torch.arange(64) // 16
+    settled = layer.settle(Rounded(quantized, scale, torch.zeros_like(scale), group_of, lowest=-2))
+    codes = settled.rounded.weight / settled.rounded.scale[:, group_of]
+    torch.testing.assert_close(codes, codes.round().clamp(-2, 1), rtol=0, atol=1e-3)
+    assert settled.loss < settled.plain_loss
+
+
+def test_rows_are_independent_and_the_hessian_stays() -> None:
+    weight, hessian = weight_of(16, 96), hessian_of(96)
+    before = hessian.clone()
+    whole = Layer(weight, hessian, bits=BITS)
+    some = Layer(weight[4:9], hessian, bits=BITS)
+    picked = whole.settle(toolkit(whole, hessian)).rounded.weight[4:9]
+    torch.testing.assert_close(
+        some.settle(toolkit(some, hessian)).rounded.weight, picked, rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(hessian, before)
