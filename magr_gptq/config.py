@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 PRESETS = ("default", "paper")
+ROUNDINGS = ("gptq", "nearest")
 
 # c and β by bits, chosen by perplexity on several models (eval/README.md): first the pair that is used
 # without a search, then what each row chooses from, beside plain GPTQ
@@ -54,6 +55,7 @@ class MagRConfig:
         (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
     refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30).
     gain: undo the bias of every row's output in its scale. On but for preset "paper".
+    rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
     """
 
     preset: str = "default"
@@ -64,10 +66,13 @@ class MagRConfig:
     search: bool | tuple[tuple[float, float], ...] | None = None
     refine: int = 0
     gain: bool | None = None
+    rounding: str = "gptq"
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"magr: preset={self.preset!r} is unknown; use one of {PRESETS}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(f"magr: rounding={self.rounding!r} is unknown; use one of {ROUNDINGS}")
         _require_positive("strength", self.strength)
         _require_positive("alpha", self.alpha)
         _require_beta(self.beta)

@@ -92,6 +92,10 @@ class Layer:
         betas = torch.tensor([candidate.beta for candidate in self._candidates]).to(self.rows)
         self.beta = betas.repeat_interleave(len(self._original))[:, None]
 
+    def coupling(self, hessian: Tensor) -> Tensor:
+        """The Hessian by which the toolkit is to spread rounding errors: its own, or without couplings."""
+        return hessian if self._config.rounding == "gptq" else hessian.diagonal().diag()
+
     def settle(self, rounded: Rounded) -> Settled:
         """Keep each row's best candidate, refine it, undo its bias.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from magr_gptq import MagRConfig
+from magr_gptq.config import Candidate
 
 
 @pytest.mark.parametrize("off", [None, False])
@@ -20,10 +23,18 @@ def test_on() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [MagRConfig(), MagRConfig(alpha=1e-3, beta=1.0), MagRConfig.paper(2), MagRConfig(strength=0.1)]
+    "config",
+    [
+        MagRConfig(),
+        MagRConfig(alpha=1e-3, beta=1.0),
+        MagRConfig.paper(2),
+        MagRConfig(strength=0.1),
+        MagRConfig(search=False, gain=False, refine=5, rounding="nearest"),
+        MagRConfig(search=[[0.1, 0.9], [0.2, 1]]),
+    ],
 )
 def test_round_trip_through_a_dict(config: MagRConfig) -> None:
-    assert MagRConfig.parse(config.to_dict()) == config
+    assert MagRConfig.parse(json.loads(json.dumps(config.to_dict()))) == config
 
 
 # the paper's section 5: α, β by bits and group
@@ -47,6 +58,44 @@ def test_paper_preset(bits: int, group_size: int, alpha: float, beta: float) -> 
     assert lazy.solver_iterations() == 150
 
 
+def pairs(config: MagRConfig, bits: int, group_size: int = -1) -> list[tuple]:
+    return [(found.strength, found.beta) for found in config.candidates(bits, group_size)]
+
+
+PLAIN = (0.0, 1.0)
+
+
+def test_rows_choose_among_plain_gptq_and_every_pair() -> None:
+    found = pairs(MagRConfig(), 2)
+    assert found[0] == PLAIN
+    assert MagRConfig().candidates(2, -1)[0] == Candidate.PLAIN
+    strengths, betas = ({pair[i] for pair in found[1:]} for i in (0, 1))
+    assert len(found) == 1 + len(strengths) * len(betas) > 2
+
+
+def test_what_is_given_is_not_searched() -> None:
+    assert {beta for _, beta in pairs(MagRConfig(beta=0.7), 2)[1:]} == {0.7}
+    assert {strength for strength, _ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {0.5}
+    assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (0.5, 0.7)]
+    assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (None, 0.7)]
+    assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (0.1, 0.9)]
+
+
+def test_without_a_search_there_is_one_pair() -> None:
+    config = MagRConfig(search=False)
+    assert pairs(config, 3) == [(config.strength_for(3), config.beta_for(3, -1))]
+    assert pairs(MagRConfig(preset="paper"), 2) == [(None, 0.8)]
+    searched = pairs(MagRConfig(preset="paper", search=True), 2)
+    assert searched[:2] == [PLAIN, (None, 0.8)]
+    assert all(strength is None for strength, _ in searched[1:])
+
+
+def test_the_default_corrects_the_gain_and_the_paper_does_not() -> None:
+    assert MagRConfig().corrects_gain
+    assert not MagRConfig(preset="paper").corrects_gain
+    assert not MagRConfig(gain=False).corrects_gain
+
+
 BAD = [
     ({"preset": "papers"}, "preset='papers'"),
     ({"alpha": 0}, "alpha=0"),
@@ -61,6 +110,15 @@ BAD = [
     ({"iterations": 0}, "iterations=0"),
     ({"iterations": 2.5}, "iterations=2.5"),
     ({"alhpa": 1e-3}, "alhpa"),
+    ({"refine": -1}, "refine=-1"),
+    ({"refine": True}, "refine=True"),
+    ({"gain": "yes"}, "gain='yes'"),
+    ({"rounding": "rtn"}, "rounding='rtn'"),
+    ({"search": []}, r"search=\[\]"),
+    ({"search": [[0.1]]}, r"search=\[\[0.1\]\]"),
+    ({"search": [[0.1, 1.5]]}, r"search=\[\[0.1, 1.5\]\]"),
+    ({"search": [[0.1, 0.9]], "beta": 0.9}, "leave out strength"),
+    ({"search": [[0.1, 0.9]], "preset": "paper"}, "leave out strength"),
 ]
 
 

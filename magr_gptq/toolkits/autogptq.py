@@ -128,6 +128,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
             _to_matrix(self.layer, self.layer.weight.data), self.H,
             bits=run.bits, group_size=group_size, order=order, config=run.magr,
         )  # fmt: skip
+        self.H = layer.coupling(self.H)
         weight = self.layer.weight
         own = weight.data
         # float32 for as long as it is rounded: half precision would blur the reduced magnitudes

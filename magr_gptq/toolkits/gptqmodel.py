@@ -145,6 +145,10 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         task.clone_module(device=hessian.device), hessian,
         bits=config.bits, group_size=config.group_size, order=_order(task, hessian), config=magr,
     )  # fmt: skip
+    if magr.rounding == "nearest":
+        # other layers with this input may have shared their factor
+        task._disable_shared_hessian_cache()
+    task.H = layer.coupling(hessian)
     task.module_copy, stand_in = layer.rows, _StandIn(module, torch.empty_like(layer.rows), device)
     task.module = stand_in
     try:
