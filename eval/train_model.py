@@ -3,8 +3,10 @@
     python eval/train_model.py BOOKS --shape llama --steps 650 --decay-from 1 --out A --log 1.jsonl
     python eval/train_model.py BOOKS --shape llama --steps 850 --decay-from 0 --seed 1 --init A --out B \\
         --log 2.jsonl
+    python eval/train_model.py BOOKS --shape llama --steps 900 --decay-from 0 --seed 2 --init B --out C \\
+        --log 3.jsonl
 
-These two made the demo's model (the first was started with --steps 2200 --decay-from 0.5 and stopped
+These three made the demo's model (the first was started with --steps 2200 --decay-from 0.5 and stopped
 at 650, which is the same). BOOKS is a folder of UTF-8 .txt files; the last 4 % of each is held out.
 The log has its perplexity: over the first 64 windows at every save, over all of them at the last.
 Matrices are trained with Muon (orthogonalized momentum; K. Jordan, 2024), everything else with AdamW.
