@@ -125,7 +125,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
             return quantize()
         order = _order(self.H) if actorder and not static_groups else None
         layer = Layer(
-            _to_matrix(self.layer, self.layer.weight.data), self.H,
+            _to_matrix(self.layer), self.H,
             bits=run.bits, group_size=group_size, order=order, config=run.magr,
         )  # fmt: skip
         self.H = layer.coupling(self.H)
@@ -138,7 +138,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             with shrunk_grid(self.quantizer, beta=layer.beta, bits=run.bits, lowest_zero=lowest):
                 scale, zero, group_of = quantize()
-            settled = layer.settle(Rounded(_to_matrix(self.layer, weight.data), scale, zero, group_of))
+            settled = layer.settle(Rounded(_to_matrix(self.layer), scale, zero, group_of))
         finally:
             weight.data = own
         name = run.names[id(self.layer)]
@@ -150,8 +150,9 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     return fasterquant
 
 
-def _to_matrix(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """A weight of the layer's kind as [out, in], as AutoGPTQ lays it out."""
+def _to_matrix(layer: Any) -> torch.Tensor:
+    """The weight as [out, in], as AutoGPTQ lays it out."""
+    weight: torch.Tensor = layer.weight.data
     return weight.t() if isinstance(layer, Conv1D) else weight.flatten(1)
 
 
