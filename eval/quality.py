@@ -1,4 +1,4 @@
-"""Perplexity of plain GPTQ, the paper's preset and the default, through the real GPTQModel.
+"""Perplexity of plain GPTQ, the paper's presets and ours, through the real GPTQModel.
 
     python eval/quality.py run MODEL --calibration FILE --evaluation FILE --out eval/results/quality
     python eval/quality.py table --out eval/results/quality
@@ -27,7 +27,13 @@ from magr_gptq.engines.scoring import score
 
 CONTEXT = 256
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
-METHODS: dict[str, dict[str, Any] | None] = {"gptq": None, "paper": {"preset": "paper"}, "default": {}}
+METHODS: dict[str, dict[str, Any] | None] = {
+    "gptq": None,
+    "paper": {"preset": "paper"},
+    "default": {},
+    "paper-30-sweeps": {"preset": "paper", "refine": 30},
+    "default-5-sweeps": {"refine": 5},
+}
 UNQUANTIZED = "unquantized"
 
 
@@ -51,9 +57,9 @@ def heading(bits: int, group_size: int) -> str:
     return f"w{bits}" if group_size == -1 else f"w{bits} g{group_size}"
 
 
-def cells(seeds: int) -> Iterator[Cell]:
+def cells(seeds: list[int]) -> Iterator[Cell]:
     """All of them, one seed after another, so that an unfinished run shows a whole table."""
-    for seed in range(seeds):
+    for seed in seeds:
         for bits, group_size in GRIDS:
             for method in METHODS:
                 yield Cell(method, bits, group_size, seed)
@@ -144,7 +150,7 @@ def main() -> None:
     running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
     running.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
     running.add_argument("--limit", type=int, default=256, help="scored windows of 256 tokens")
-    running.add_argument("--seeds", type=int, default=3)
+    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "quality.log"))
     running.set_defaults(command=run)
     printing = commands.add_parser("table", help="print the results so far")

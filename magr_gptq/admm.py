@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from magr_gptq.kernels import update_
 from magr_gptq.penalty import LinfPenalty
 
 # all found by the gap to the float64 minimum on real layers: eval/convergence.py.
 # A loose metric finds where the minimum is, a tight one settles there
 LOOSE, TIGHT = 0.01, 0.2
+EVEN = 0.1
 START = 0.3
 LEAST = 1e-3
 OVER_RELAXATION = 1.6
@@ -63,6 +65,16 @@ class Admm:
         loose, tight = (Splitting.of(hessian, torch.maximum(k * between, least)) for k in (LOOSE, TIGHT))
         return cls(START * variances, loose, tight)
 
+    @classmethod
+    def even(cls, hessian: Tensor) -> Admm:
+        """One metric for all columns, r = 0.1·mean(diag H).
+
+        For linear penalties, whose multipliers don't shrink with the weight: in a loose metric they
+        would clip every row to 0 before the other columns can make up for it.
+        """
+        splitting = Splitting.of(hessian, EVEN * hessian.diagonal().mean().expand(len(hessian)))
+        return cls(splitting.metric, splitting, splitting)
+
     def minimise(self, original: Tensor, penalty: LinfPenalty, iterations: int) -> Tensor:
         """Minimise ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) for every row ŵ of original [rows, columns].
 
@@ -79,15 +91,17 @@ class Admm:
             z, [rows, columns]: clipped, so its largest magnitudes are those that the penalty paid for.
         """
         v, z, target = original.clone(), original.clone(), torch.empty_like(original)
-        levels = penalty.prox_(z, self.start)
-        metric = self.start
+        penalty.prox_(z, self.start)
+        metric, levels = self.start, None
         for splitting, count in ((self.loose, iterations // 2), (self.tight, -(-iterations // 2))):
             v.sub_(z).mul_(metric / splitting.metric).add_(z)
             metric = splitting.metric
+            torch.sub(z, v, out=target).add_(z).sub_(original)
             for _ in range(count):
-                torch.sub(z, v, out=target).add_(z).sub_(original)
-                # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z)
+                # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z); the update adds what is left of it
                 v.addmm_(target, splitting.product, alpha=OVER_RELAXATION)
-                v.add_(original, alpha=OVER_RELAXATION).sub_(z, alpha=OVER_RELAXATION)
-                levels = penalty.prox_(z.copy_(v), metric, levels)
+                levels = update_(
+                    v, z, original, target, penalty.weights, metric, relaxation=OVER_RELAXATION,
+                    group_size=penalty.group_size, squared=penalty.squared, levels=levels,
+                )  # fmt: skip
         return z

@@ -17,7 +17,7 @@ DAMPING = 0.01
 class LinfPenalty:
     """Σ_g weight_g·‖w_g‖∞, or Σ_g ½·weight_g·‖w_g‖∞² where squared; g runs over a row's groups.
 
-    weights: [groups], in the units of the Hessian.
+    weights: [groups] or [rows, groups], in the units of the Hessian.
     """
 
     weights: Tensor
@@ -29,30 +29,31 @@ class LinfPenalty:
         largest: Tensor = torch.cat(
             [view.abs().amax(-1) for view in group_views(weight, self.group_size)], dim=1
         )
-        return largest.square() @ (0.5 * self.weights) if self.squared else largest @ self.weights
+        return ((0.5 * largest.square() if self.squared else largest) * self.weights).sum(-1)
 
-    def prox_(
-        self, v: Tensor, metric: Tensor | None = None, levels: list[Tensor] | None = None
-    ) -> list[Tensor]:
+    def prox_(self, v: Tensor, metric: Tensor | None = None, levels: Tensor | None = None) -> Tensor:
         """Replace v [rows, columns] by argmin_w penalty(w) + ½Σᵢ metricᵢ(wᵢ − vᵢ)², row by row.
 
         Args:
             metric: [columns]; None is all ones.
             levels: what a nearby call returned, for a warm start.
+
+        Returns:
+            The level at which every group was clipped, [rows, groups].
         """
         views = group_views(v, self.group_size)
         counts = [view.shape[1] for view in views]
         nothing: list[Tensor | None] = [None] * len(views)
         metrics = nothing if metric is None else [m[0] for m in group_views(metric[None], self.group_size)]
-        starts = levels or nothing
+        starts = nothing if levels is None else [s[..., None] for s in torch.split(levels, counts, dim=1)]
         found = []
         for view, weights, m, start in zip(
-            views, torch.split(self.weights, counts), metrics, starts, strict=True
+            views, torch.split(self.weights, counts, dim=-1), metrics, starts, strict=True
         ):
-            theta = threshold(view.abs(), weights.unsqueeze(-1), squared=self.squared, metric=m, start=start)
+            theta = threshold(view.abs(), weights[..., None], squared=self.squared, metric=m, start=start)
             view.clamp_(-theta, theta)
-            found.append(theta)
-        return found
+            found.append(theta.squeeze(-1))
+        return torch.cat(found, dim=1)
 
 
 def linear_penalty(alpha: float, groups: int, group_size: int, like: Tensor) -> LinfPenalty:

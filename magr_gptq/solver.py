@@ -64,7 +64,7 @@ class _Poser:
         """Of the derived penalty with this constant c, or of the configuration's linear one."""
         if strength is not None:
             penalty = derived_penalty(self._variances, self._bits, self._group_size, strength)
-            return self._by_admm(penalty)
+            return self._by_admm(penalty, self._admm)
         alpha = self._config.alpha_for(self._group_size)
         assert alpha is not None
         largest = torch.linalg.eigvalsh(self._hessian)[-1]
@@ -72,13 +72,14 @@ class _Poser:
         penalty = linear_penalty(alpha, groups, self._group_size, self._hessian)
         if self._config.preset == "default":
             # in the Hessian's own units, as its factorization is
-            return self._by_admm(replace(penalty, weights=largest * penalty.weights))
+            penalty = replace(penalty, weights=largest * penalty.weights)
+            return self._by_admm(penalty, Admm.even(self._hessian))
         unit, count = self._hessian / largest, self._iterations
         return _Problem(unit, penalty, lambda w: descent(w, unit, penalty, count), count)
 
-    def _by_admm(self, penalty: LinfPenalty) -> _Problem:
+    def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> _Problem:
         count = self._iterations
-        return _Problem(self._hessian, penalty, lambda w: self._admm.minimise(w, penalty, count), count)
+        return _Problem(self._hessian, penalty, lambda w: solver.minimise(w, penalty, count), count)
 
     @cached_property
     def _variances(self) -> Tensor:

@@ -31,4 +31,9 @@ def shrunk_grid(quantizer: Any, *, beta: Tensor, bits: int, lowest_zero: int = 0
     try:
         yield
     finally:
-        del quantizer.find_params
+        restore_grid(quantizer)
+
+
+def restore_grid(quantizer: Any) -> None:
+    """Let `quantizer.find_params` be its class's again."""
+    vars(quantizer).pop("find_params", None)
