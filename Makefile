@@ -1,7 +1,7 @@
 # Two environments, because AutoGPTQ needs a transformers that GPTQModel has left behind.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
-EXTRAS_modern := gptqmodel,cli,eval,dev
+EXTRAS_modern := gptqmodel,optimum,llmcompressor,cli,zero-shot,eval,test,dev
 EXTRAS_autogptq := autogptq,cli,dev
 
 .PHONY: setup demo test lint

@@ -169,7 +169,7 @@ def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
 
 
-def grid_step(weight: Tensor, bits: int, beta: float = 1.0) -> Tensor:
+def grid_step(weight: Tensor, bits: int, beta: float | Tensor = 1.0) -> Tensor:
     """δ = β·2·max|w|/(2ᵇ − 1) along the last dimension; 2β/(2ᵇ − 1) where all weights are 0."""
     largest = weight.abs().amax(-1, keepdim=True)
     return 2 * beta / (2**bits - 1) * torch.where(largest > 0, largest, 1.0)
@@ -187,7 +187,9 @@ def round_to_nearest(weight: Tensor, bits: int, group_size: int = -1, beta: floa
     return ungrouped(round_to_grid(groups, grid_step(groups, bits, beta), bits), weight.shape[-1])
 
 
-def gptq_round(weight: Tensor, factor: Tensor, bits: int, group_size: int = -1, beta: float = 1.0) -> Tensor:
+def gptq_round(
+    weight: Tensor, factor: Tensor, bits: int, group_size: int = -1, beta: float | Tensor = 1.0
+) -> Tensor:
     """GPTQ: round column by column, each column's error spread over those after it.
 
     As the toolkits do without activation order: a group's grid is taken when its first column
@@ -196,12 +198,20 @@ def gptq_round(weight: Tensor, factor: Tensor, bits: int, group_size: int = -1, 
     Args:
         weight: [rows, columns].
         factor: U of `inverse_factor`.
+        beta: factor on the step, one number or one a row, [rows, 1].
     """
+    return gptq_grid(weight, factor, bits, group_size, beta)[0]
+
+
+def gptq_grid(
+    weight: Tensor, factor: Tensor, bits: int, group_size: int = -1, beta: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
+    """`gptq_round`, and the step of every group, [rows, groups]."""
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
     work = weight.T.contiguous()  # a column's weights lie together
     result = torch.empty_like(work)
-    step = torch.empty_like(work[0])
+    step, steps = torch.empty_like(work[0]), []
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         block, errors = work[start:end].clone(), torch.empty_like(work[start:end])
@@ -213,7 +223,7 @@ def gptq_round(weight: Tensor, factor: Tensor, bits: int, group_size: int = -1, 
             error = torch.div(current - result[i], factor[i, i], out=errors[i - start])
             block[i - start + 1 :].addr_(factor[i, i + 1 : end], error, alpha=-1)
         work[end:].addmm_(factor[start:end, end:].T, errors, alpha=-1)
-    return result.T.contiguous()
+    return result.T.contiguous(), torch.stack(steps, dim=1)
 
 
 def proxy_loss(quantized: Tensor, original: Tensor, hessian: Tensor) -> float:

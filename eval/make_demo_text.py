@@ -1,9 +1,10 @@
 """Cut the demo's calibration and evaluation text out of public-domain books.
 
-    python eval/make_demo_text.py BOOKS_FOLDER magr_gptq/demo/text
+    python eval/make_demo_text.py BOOKS_FOLDER magr_gptq/demo/text --selection eval/selection.txt
 
 Calibration comes from the first 96 % of every book, which the demo model was trained on;
-evaluation comes from the last 4 % only, which it has never seen.
+evaluation comes from the last 4 % only, which it has never seen. So does selection, the text that
+settings are chosen on: the very end of every book, which evaluation leaves out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 CALIBRATION_CHARACTERS = 600_000
 EVALUATION_CHARACTERS = 250_000
+SELECTION_CHARACTERS = 72_000
 # where in the training part of a book its calibration excerpts begin
 CALIBRATION_STARTS = (0.3, 0.7)
 
@@ -68,21 +70,28 @@ def evaluation_of(book: str, length: int) -> str:
     return excerpt(book[int(len(book) * 0.96) :], 0, length)
 
 
+def selection_of(book: str, length: int) -> str:
+    """The end of the book."""
+    return excerpt(book + "\n\n", len(book) - length, length + 2)
+
+
 def main() -> None:
-    """Write calibration.txt, evaluation.txt and SOURCES.md."""
+    """Write calibration.txt, evaluation.txt, SOURCES.md and the selection text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("books", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--selection", type=Path, required=True)
     args = parser.parse_args()
     books = [(args.books / f"{name}.txt").read_text(encoding="utf-8") for name in BOOKS]
     args.out.mkdir(parents=True, exist_ok=True)
-    for name, cut, characters in (
-        ("calibration.txt", calibration_of, CALIBRATION_CHARACTERS),
-        ("evaluation.txt", evaluation_of, EVALUATION_CHARACTERS),
+    for path, cut, characters in (
+        (args.out / "calibration.txt", calibration_of, CALIBRATION_CHARACTERS),
+        (args.out / "evaluation.txt", evaluation_of, EVALUATION_CHARACTERS),
+        (args.selection, selection_of, SELECTION_CHARACTERS),
     ):
         text = "\n\n".join(cut(book, characters // len(books)) for book in books)
-        (args.out / name).write_text(text + "\n", encoding="utf-8")
-        print(f"{args.out / name}: {len(text):,} characters")
+        path.write_text(text + "\n", encoding="utf-8")
+        print(f"{path}: {len(text):,} characters")
     lines = "\n".join(f"- {author}: *{title}* ({year})" for author, title, year in BOOKS.values())
     (args.out / "SOURCES.md").write_text(SOURCES.format(books=lines), encoding="utf-8")
 

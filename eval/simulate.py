@@ -3,9 +3,9 @@ r"""Layer-by-layer quantization in memory, to study settings before they go thro
     python eval/simulate.py MODEL --calibration FILE --evaluation FILE \
         --settings SETTINGS.json --out RESULTS.jsonl
 
-SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"paper"|"magr", "bits", and as needed
-"group_size", "beta", "strength", "alpha", "iterations", "seed"}. Every finished setting adds one
-line to `--out`; settings whose name is there already are skipped, so a run can be resumed.
+SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"magr", "bits", and as needed "group_size",
+"seed", and for "magr" its settings, "magr": {...}}. Every finished setting adds one line to `--out`;
+settings whose name is there already are skipped, so a run can be resumed.
 """
 
 from __future__ import annotations
@@ -15,45 +15,39 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from baselines import gptq_round, inverse_factor, proxy_loss, round_to_nearest
+from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from magr_gptq import MagRConfig, reduce, score
+from magr_gptq import MagRConfig, score
+from magr_gptq.layer import Layer, Rounded
 from magr_gptq.text import load_text, random_windows
 
 CONTEXT = 256
-METHODS = ("rtn", "gptq", "paper", "magr")
+METHODS = ("rtn", "gptq", "magr")
 QuantizeLayer = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of the study; what is None follows from magr_gptq's defaults (or the paper's)."""
+    """One line of the study; `magr` is what the toolkits' keyword takes."""
 
     name: str
     method: str
     bits: int
     group_size: int = -1
-    beta: float | None = None
-    strength: float | None = None
-    alpha: float | None = None
-    iterations: int | None = None
+    magr: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SystemExit(f"{self.name}: method {self.method!r} is unknown; use one of {METHODS}")
-
-    def magr(self) -> MagRConfig:
-        """The configuration of methods "paper" and "magr"."""
-        preset = "paper" if self.method == "paper" else "default"
-        return MagRConfig(preset, self.strength, self.alpha, self.beta, self.iterations)
 
 
 class LayerQuantizer:
@@ -73,15 +67,17 @@ class LayerQuantizer:
 
     def _quantize(self, weight: Tensor, hessian: Tensor) -> Tensor:
         s = self.setting
-        beta = 1.0 if s.beta is None else s.beta
         live = weight * (hessian.diagonal() != 0)  # as toolkits do with inputs that never fired
         if s.method == "rtn":
-            return round_to_nearest(live, s.bits, s.group_size, beta)
+            return round_to_nearest(live, s.bits, s.group_size)
         if s.method == "gptq":
-            return gptq_round(live, self._factor, s.bits, s.group_size, beta)
-        config = s.magr()
-        reduced = reduce(live, hessian, bits=s.bits, group_size=s.group_size, config=config).weight
-        return gptq_round(reduced, self._factor, s.bits, s.group_size, config.beta_for(s.bits, s.group_size))
+            return gptq_round(live, self._factor, s.bits, s.group_size)
+        layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
+        quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.beta)
+        zero = torch.full_like(step, 2 ** (s.bits - 1))
+        size = weight.shape[1] if s.group_size == -1 else s.group_size
+        group_of = torch.arange(weight.shape[1]) // size
+        return layer.settle(Rounded(quantized, step, zero, group_of)).rounded.weight
 
 
 @torch.no_grad()
@@ -132,7 +128,7 @@ def run(
     quantized = time.perf_counter()
     value = perplexity(model, evaluation)
     return {
-        **{key: value for key, value in asdict(setting).items() if value is not None},
+        **asdict(setting),
         "perplexity": round(value, 4),
         "mean_proxy_loss": sum(quantizer.losses) / len(quantizer.losses),
         "quantize_seconds": round(quantized - start, 2),

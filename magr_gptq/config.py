@@ -14,7 +14,7 @@ ROUNDINGS = ("gptq", "nearest")
 STRENGTHS = {2: (0.03, 0.06), 3: (0.06, 0.12)}
 STRENGTHS_FROM_4_BITS = (0.12, 0.06)
 BETAS = {2: (0.8, 0.9, 1.0), 3: (0.9, 1.0)}
-BETAS_IN_GROUPS = {2: (0.85, 0.95), 3: (0.95, 1.0)}
+BETAS_IN_GROUPS = {2: (0.85, 0.95), 3: (0.9, 1.0)}
 BETAS_FROM_4_BITS = (1.0,)
 # how many times extra the shrinkage counts when a row chooses
 KAPPA = 3.0
