@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
+from magr_gptq.cli.compare import compare
 from magr_gptq.cli.demo import demo
 from magr_gptq.cli.doctor import doctor
+from magr_gptq.cli.inspect import inspect
 from magr_gptq.cli.quantize import quantize
 
 app = typer.Typer(
@@ -16,5 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(quantize)
+app.command()(compare)
 app.command()(demo)
 app.command()(doctor)
+app.command()(inspect)
