@@ -218,6 +218,7 @@ def gptq_grid(
         for i in range(start, end):
             if i % size == 0:
                 step = grid_step(work[i : i + size].T, bits, beta).squeeze(-1)
+                steps.append(step)
             current = block[i - start]
             result[i] = round_to_grid(current, step, bits)
             error = torch.div(current - result[i], factor[i, i], out=errors[i - start])
