@@ -93,7 +93,7 @@ def test_every_layout_is_rounded_as_the_linear_layer_of_the_same_matrix(make, se
 @pytest.mark.parametrize("actorder", [False, True])
 def test_the_grid_spans_beta_times_the_range_of_the_reduced_weight(beta, group_size, actorder) -> None:
     matrix, hessian = weight_of(32, 128), hessian_of(128)
-    config = magr_gptq.MagRConfig(beta=beta)
+    config = magr_gptq.MagRConfig(beta=beta, search=False, gain=False)
     reduced = magr_gptq.reduce(matrix, hessian, bits=3, group_size=group_size, config=config).weight
     found, _, _ = rounded(
         linear(matrix), hessian, 3, sym=True, magr=config,
@@ -122,22 +122,16 @@ def test_groups_of_desc_act_are_the_toolkits_own(dead, columns, monkeypatch) -> 
     # dead columns count as 1: neither first nor last
     hessian /= hessian.diagonal().median()
     hessian[dead], hessian[:, dead] = 0, 0
-    orders = []
-
-    def reduce(weight, hessian, *, order, **settings):
-        orders.append(order)
-        return magr_gptq.reduce(weight, hessian, order=order, **settings)
-
-    monkeypatch.setattr(adapter, "reduce", reduce)
+    orders, real = [], adapter.Layer
+    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
     _, g_idx, _ = rounded(linear(weight_of(8, columns)), hessian, 3, group_size=32, actorder=True)
     assert torch.equal(g_idx[orders[0]].long(), torch.arange(columns) // 32)
 
 
 @pytest.mark.parametrize("settings", [{}, {"actorder": True, "static_groups": True}], ids=str)
 def test_groups_without_reordering_are_the_toolkits_own(settings, monkeypatch) -> None:
-    orders = []
-    real = adapter.reduce
-    monkeypatch.setattr(adapter, "reduce", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
+    orders, real = [], adapter.Layer
+    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
     _, g_idx, _ = rounded(linear(weight_of(8, 128)), hessian_of(128), 3, group_size=32, **settings)
     assert orders == [None]
     assert torch.equal(g_idx.long(), torch.arange(128) // 32)

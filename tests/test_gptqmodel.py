@@ -185,14 +185,9 @@ def test_bad_settings_are_refused_when_the_config_is_made(place: str, switched_o
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_desc_act_groups_are_the_toolkits(dead: bool, switched_on, monkeypatch) -> None:
-    """Along the order handed to `reduce`, the toolkit's own g_idx counts up group by group."""
-    orders = []
-
-    def spy(*args, order=None, **kwargs):
-        orders.append(order)
-        return magr_gptq.reduce(*args, order=order, **kwargs)
-
-    monkeypatch.setattr(adapter, "reduce", spy)
+    """Along the order that MagR is given, the toolkit's own g_idx counts up group by group."""
+    orders, real = [], adapter.Layer
+    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
     hessian = hessian_of(128)
     if dead:
         hessian[[3, 40]], hessian[:, [3, 40]] = 0, 0
@@ -234,7 +229,8 @@ def test_step_is_shrunk_without_a_subclass(switched_on, monkeypatch) -> None:
         grids.append(self.scale.clone())
 
     monkeypatch.setattr(Quantizer, "find_params", spy)
-    scale = run_layer(weight_of(8, 64), hessian_of(64), group_size=-1, magr={"beta": 0.5})[1]
+    magr = {"beta": 0.5, "search": False, "gain": False}
+    scale = run_layer(weight_of(8, 64), hessian_of(64), group_size=-1, magr=magr)[1]
     assert set(classes) == {Quantizer}
     torch.testing.assert_close(scale, 0.5 * grids[-1])
 
@@ -251,3 +247,51 @@ def test_magr_is_unknown_before_and_after() -> None:
         assert QuantizeConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
         assert config_module.GPTQConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
     assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+
+
+def test_rounding_to_nearest_carries_nothing_over(switched_on) -> None:
+    weight, hessian = weight_of(64, 128), hessian_of(128)
+    magr = {"rounding": "nearest", "search": False, "gain": False}
+    found, scale, *_ = run_layer(weight, hessian, group_size=-1, magr=magr)
+    reduced = magr_gptq.reduce(weight, hessian, bits=2).weight
+    nearest = (reduced / scale).round().clamp(-2, 1) * scale
+    torch.testing.assert_close(found, nearest)
+
+
+@pytest.mark.parametrize("method", [{"gptaq": {"alpha": 0.25}}, {"foem": {"alpha": 0.25, "beta": 0.2}}])
+@pytest.mark.parametrize("magr", [{"refine": 2}, {"search": True}])
+def test_what_leads_back_to_the_weight_is_refused_where_the_target_is_another(
+    method: dict, magr: dict, switched_on
+) -> None:
+    with pytest.raises(ValueError, match="corrects for errors of earlier layers"):
+        QuantizeConfig(bits=3, group_size=32, magr=magr, **method)
+    with pytest.raises(ValueError, match="corrects for errors of earlier layers"):
+        QuantizeConfig(bits=3, group_size=32, dynamic={r"+:.*down_proj": {"magr": magr}}, **method)
+
+
+def test_after_nan_the_toolkit_retries_on_the_layers_own_weight(switched_on, monkeypatch) -> None:
+    """Its retry calls quantize again, while MagR's rows stand in for the layer."""
+    weight, hessian = weight_of(8, 64), hessian_of(64)
+    real = Quantizer.quantize
+    calls = []
+
+    def broken(self, x):
+        calls.append(len(x))
+        return real(self, x) if len(calls) != 3 else torch.full_like(x, float("nan"))
+
+    monkeypatch.setattr(Quantizer, "quantize", broken)
+    layer = torch.nn.Linear(64, 8, bias=False)
+    layer.weight.data.copy_(weight)
+    config = QuantizeConfig(
+        bits=3, group_size=32, act_group_aware=False, offload_to_disk=False, device="cpu", magr=True
+    )
+    task = GPTQ(layer, qcfg=config)
+    task.quantizer.configure(perchannel=True)
+    task.H, task.nsamples = hessian.clone(), 1024
+    found = task.quantize()[0]
+    assert task.module is layer
+    assert found.shape == layer.weight.shape
+    assert found.isfinite().all()
+    assert [layer.fallback for layer in config.magr_report.layers] == [
+        "the toolkit met NaN and rounded without the Hessian"
+    ]

@@ -30,7 +30,7 @@ from magr_gptq.config import MagRConfig
 from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
-from magr_gptq.toolkits.report import LayerReport, RunReport
+from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
 
@@ -124,30 +124,69 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         if run is None:
             return quantize()
         order = _order(self.H) if actorder and not static_groups else None
-        layer = Layer(
-            _to_matrix(self.layer), self.H,
-            bits=run.bits, group_size=group_size, order=order, config=run.magr,
-        )  # fmt: skip
-        self.H = layer.coupling(self.H)
-        weight = self.layer.weight
-        own = weight.data
-        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
-        weight.data = _from_matrix(self.layer, layer.rows)
-        # symmetric zero points are 2ᵇ⁻¹, which every format holds
-        lowest = 0 if self.quantizer.sym else LOWEST_ZERO
-        try:
-            with shrunk_grid(self.quantizer, beta=layer.beta, bits=run.bits, lowest_zero=lowest):
-                scale, zero, group_of = quantize()
-            settled = layer.settle(Rounded(_to_matrix(self.layer), scale, zero, group_of))
-        finally:
-            weight.data = own
-        name = run.names[id(self.layer)]
-        run.report.add(LayerReport.of(name, run.bits, group_size, settled))
-        kept = settled.rounded
-        weight.data = _from_matrix(self.layer, kept.weight).to(own)
-        return kept.scale, kept.zero, group_of
+        return _quantize_rows(self, run, quantize, group_size, order)
 
     return fasterquant
+
+
+def quantize_model(config: Any, quantize: Callable[[], Any]) -> None:
+    """Have the toolkit's own `quantize` make a run with `magr`, under a report.
+
+    What an AutoGPTQ with a field `magr` of its own calls; its setting is checked here.
+
+    Raises:
+        ValueError, TypeError: the setting makes no sense.
+        NothingReducedError: no layer was reduced.
+    """
+    magr = MagRConfig.parse(config.magr)
+    config.magr = magr and magr.to_dict()
+    with reported_run(config):
+        quantize()
+
+
+def quantize_layer(task: Any, quantize: Callable[[], Any], config: Any, name: str) -> Any:
+    """Have the toolkit's own `quantize` round MagR's rows in place of the layer's, where `magr` asks for it.
+
+    What an AutoGPTQ with a field `magr` of its own calls.
+
+    Args:
+        config: of the run, which `quantize_model` has opened.
+        name: of the layer, for the report.
+    """
+    magr = MagRConfig.parse(config.magr)
+    if magr is None:
+        return quantize()
+    run = _Run(magr, config.bits, config.magr_report, {id(task.layer): name})
+    order = _order(task.H) if config.desc_act and not config.static_groups else None
+    return _quantize_rows(task, run, quantize, config.group_size, order)
+
+
+def _quantize_rows(
+    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, order: torch.Tensor | None
+) -> Any:
+    """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    layer = Layer(
+        _to_matrix(task.layer), task.H,
+        bits=run.bits, group_size=group_size, order=order, config=run.magr,
+    )  # fmt: skip
+    task.H = layer.coupling(task.H)
+    weight = task.layer.weight
+    own = weight.data
+    # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
+    weight.data = _from_matrix(task.layer, layer.rows)
+    # symmetric zero points are 2ᵇ⁻¹, which every format holds
+    lowest = 0 if task.quantizer.sym else LOWEST_ZERO
+    try:
+        with shrunk_grid(task.quantizer, beta=layer.beta, bits=run.bits, lowest_zero=lowest):
+            scale, zero, group_of = quantize()
+        settled = layer.settle(Rounded(_to_matrix(task.layer), scale, zero, group_of))
+    finally:
+        weight.data = own
+    name = run.names[id(task.layer)]
+    run.report.add(LayerReport.of(name, run.bits, group_size, settled))
+    kept = settled.rounded
+    weight.data = _from_matrix(task.layer, kept.weight).to(own)
+    return kept.scale, kept.zero, group_of
 
 
 def _to_matrix(layer: Any) -> torch.Tensor:

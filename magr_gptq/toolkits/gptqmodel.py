@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig
 from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
-from magr_gptq.toolkits._quantizer import shrunk_grid
+from magr_gptq.toolkits._quantizer import restore_grid, shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,33 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         original(self, *args, **kwargs)
         stored = self.meta.get("magr")
         self.meta = {key: value for key, value in self.meta.items() if key != "magr"}
-        self.magr = MagRConfig.parse(stored if magr is None else magr)
+        self.magr = _parse(stored if magr is None else magr, self)
         self.magr_report = RunReport()
         for override in _overrides(self):
-            setting = MagRConfig.parse(override["magr"])
-            override["magr"] = setting.to_dict() if setting else False
+            override["magr"] = _as_written(override["magr"], self)
 
     return init
+
+
+def _as_written(setting: Any, config: Any) -> dict[str, Any] | bool:
+    """A checked setting of `magr` as config files have it."""
+    magr = _parse(setting, config)
+    return magr.to_dict() if magr else False
+
+
+def _parse(setting: Any, config: Any) -> MagRConfig | None:
+    """A setting of `magr` that makes sense beside the toolkit's other levers.
+
+    Checked before a layer comes up: an exception in one of the toolkit's threads ends the process.
+    """
+    magr = MagRConfig.parse(setting)
+    method = next((name for name in ("gptaq", "foem") if getattr(config, name, None)), None)
+    if magr and method and (magr.refine or magr.search):
+        raise ValueError(
+            f"magr: refine={magr.refine!r} and search={magr.search!r} lead back to the original weight, "
+            f"and {method} corrects for errors of earlier layers; leave out refine and search, or {method}"
+        )
+    return magr
 
 
 def _overrides(config: Any) -> list[dict[str, Any]]:
@@ -104,6 +124,22 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return quantize
 
 
+def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit's own `quantize` make a run with `magr`, under a report.
+
+    What a GPTQModel with a field `magr` of its own calls; its settings are checked here.
+
+    Raises:
+        ValueError, TypeError: a setting makes no sense.
+        NothingReducedError: no layer was reduced.
+    """
+    config.magr = _as_written(getattr(config, "magr", None), config)
+    for override in _overrides(config):
+        override["magr"] = _as_written(override["magr"], config)
+    with reported_run(config):
+        return quantize()
+
+
 @dataclass(frozen=True)
 class _StandIn:
     """What the toolkit reads of the module that it rounds, with other rows than the module's own."""
@@ -116,24 +152,35 @@ class _StandIn:
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def quantize(self: Any, blocksize: int = 128) -> Any:
         """The toolkit's own, on MagR's rows in place of the layer's."""
-        if isinstance(self.module, _StandIn):
-            self.module = self.module.module
-            _step_aside(self, fallback="the toolkit met NaN and rounded without the Hessian")
-            return original(self, blocksize=blocksize)
-        magr = _setting(self)
-        if magr is None:
-            return original(self, blocksize=blocksize)
-        if isinstance(self.module, torch.nn.Embedding):
-            _step_aside(self, skipped="an embedding has no Hessian of its inputs")
-        elif self.qcfg.mock_quantization:
-            _step_aside(self, skipped="mock_quantization skips the Hessian")
-        elif should_use_fallback(self.fallback, float(self.nsamples), self.expected_nsamples):
-            _step_aside(self, fallback="too few calibration samples reached the layer")
-        else:
-            return _quantize_rows(self, _applicable(magr, self), partial(original, self, blocksize=blocksize))
-        return original(self, blocksize=blocksize)
+        return quantize_layer(self, partial(original, self, blocksize=blocksize))
 
     return quantize
+
+
+def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit's own `quantize` round MagR's rows in place of the layer's, where `magr` asks for it.
+
+    A GPTQModel with a field `magr` of its own calls this too.
+    """
+    if isinstance(task.module, _StandIn):
+        task.module = task.module.module
+        restore_grid(task.quantizer)
+        _step_aside(task, fallback="the toolkit met NaN and rounded without the Hessian")
+        return quantize()
+    magr = _setting(task)
+    if magr is None:
+        return quantize()
+    if not hasattr(task.qcfg, "magr_report"):
+        task.qcfg.magr_report = RunReport()  # a layer outside of a run
+    if isinstance(task.module, torch.nn.Embedding):
+        _step_aside(task, skipped="an embedding has no Hessian of its inputs")
+    elif task.qcfg.mock_quantization:
+        _step_aside(task, skipped="mock_quantization skips the Hessian")
+    elif should_use_fallback(task.fallback, float(task.nsamples), task.expected_nsamples):
+        _step_aside(task, fallback="too few calibration samples reached the layer")
+    else:
+        return _quantize_rows(task, _applicable(magr, task), quantize)
+    return quantize()
 
 
 def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
@@ -178,17 +225,12 @@ def _step_aside(task: Any, **why: Any) -> None:
 
 
 def _applicable(magr: MagRConfig, task: Any) -> MagRConfig:
-    """What of the setting makes sense beside the toolkit's other levers.
+    """What of the setting applies beside the toolkit's other levers.
 
     GPTAQ and FOEM round towards another target than Ŵ, from which a choice or a refinement by the
     distance to Ŵ would lead away; the `mse` search chooses the step by itself.
     """
     if isinstance(task, (GPTAQ, FOEM)):
-        if magr.refine or magr.search:
-            raise ValueError(
-                f"magr: refine={magr.refine!r} and search={magr.search!r} lead back to the original weight, "
-                f"and {type(task).__name__} corrects for errors of earlier layers; leave both out"
-            )
         magr = replace(magr, search=False, gain=bool(magr.gain))
     return magr.with_beta(1.0) if task.qcfg.mse else magr
 
@@ -200,7 +242,7 @@ def _name(task: Any) -> str:
 
 def _setting(task: Any) -> MagRConfig | None:
     """The layer's own setting: the config's, unless a `dynamic` override names the module."""
-    default = getattr(task.qcfg, "magr", None)
+    default = MagRConfig.parse(getattr(task.qcfg, "magr", None))
     if task._named_module is None:
         return default
     override = task.qcfg.dynamic_get(task._named_module.full_name, "magr", None)

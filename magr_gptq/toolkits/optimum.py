@@ -25,7 +25,7 @@ from optimum.gptq.quantizer import GPTQQuantizer
 from transformers.utils.quantization_config import AwqConfig, GPTQConfig
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.toolkits._patch import Patches
+from magr_gptq.toolkits._patch import Patches, SeamError
 from magr_gptq.toolkits.report import reported_run
 
 # the names of the model's modules, by id, while it is quantized
@@ -48,6 +48,10 @@ def _setting(settings: Any) -> MagRConfig | None:
 
 def _init(original: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(original)
+    if "magr" in signature.parameters:
+        raise SeamError(
+            f"{original.__qualname__} takes magr already; is this a copy that supports it by itself?"
+        )
 
     def init(self: Any, *args: Any, magr: Any = None, **kwargs: Any) -> None:
         given = signature.bind(self, *args, **kwargs)
