@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,9 +22,13 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from magr_gptq.engines.checks import check_model_folder
+from magr_gptq.engines.output import PublishError
 from magr_gptq.engines.run import EngineError
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
+
+INPUT, FAILED, STRICT = 2, 1, 3
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -29,20 +36,43 @@ console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; handled as Ctrl-C is, so that everything gets cleaned up."""
+
+
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Wrong input ends the command with exit code 2, a toolkit's failure with 1; both with a message."""
+    """Wrong input ends the command with exit code 2, a toolkit's failure with 1; both with a message.
+
+    Ctrl-C and SIGTERM unwind the command, and end it with 130 and 143.
+    """
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
     except InputError as error:
-        raise _exit(error, 2) from error
-    except EngineError as error:
-        raise _exit(error, 1) from error
+        raise _exit(error, INPUT) from error
+    except (EngineError, PublishError) as error:
+        raise _exit(error, FAILED) from error
+    except KeyboardInterrupt as error:
+        _errors.print("\nInterrupted.")
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        raise typer.Exit(128 + number) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _exit(error: Exception, code: int) -> typer.Exit:
     _errors.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
     return typer.Exit(code)
+
+
+def show_warning(text: str) -> None:
+    """A frame that can't be missed, on stderr."""
+    _errors.print(Panel(escape(text), title="Warning", border_style="bold red", style="bold"))
 
 
 def progress_bars() -> Progress:
@@ -65,12 +95,11 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def find_model(model: str) -> str:
-    """The absolute path of a model folder, or a hub id as it is."""
+def find_model(model: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> str:
+    """The absolute path of a model folder whose files pass every check, or a hub id as it is."""
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(f"{path} is no model folder: it has no config.json")
+        check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         return str(path.absolute())
     if path.exists() or not HUB_ID.fullmatch(model):
         raise InputError(f"there is no model folder {model}; give a folder, or a hub id such as org/name")

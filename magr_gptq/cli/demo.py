@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -22,9 +22,11 @@ from magr_gptq.cli._console import (
     make_folder,
     progress_bars,
     require_installed,
+    show_warning,
 )
 from magr_gptq.cli.quantize import check_grid, show_event
 from magr_gptq.engines.job import Job
+from magr_gptq.engines.output import output_folder
 from magr_gptq.engines.run import Worker
 from magr_gptq.engines.scoring import score
 from magr_gptq.errors import InputError
@@ -131,7 +133,12 @@ def measure(
                 calibration=str(shipped_text("calibration.txt")), samples=CALIBRATION_WINDOWS, seqlen=WINDOW,
                 magr=magr,
             )  # fmt: skip
-            outcome = worker.quantize(job, partial(show_event, bars, step, f"{name}: "))
+            with output_folder(Path(job.out)) as unfinished:
+                outcome = worker.quantize(
+                    replace(job, out=str(unfinished)), partial(show_event, bars, step, f"{name}: ")
+                )
+            if outcome.warning:
+                show_warning(f"{name}, not as intended: {outcome.warning}")
             perplexity = scored(job.out, "gptqmodel", name)
             yield Row(method, bits, group_size, perplexity, megabytes(job.out), outcome.seconds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -13,28 +13,25 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 
+from magr_gptq.card import LOADING, model_card
 from magr_gptq.cli._console import (
+    STRICT,
     console,
     errors_shown,
     find_model,
-    make_folder,
     progress_bars,
     require_installed,
+    show_warning,
 )
 from magr_gptq.config import MagRConfig
 from magr_gptq.engines.job import Job, Outcome
+from magr_gptq.engines.output import leftovers, output_folder
 from magr_gptq.engines.run import Worker
 from magr_gptq.errors import InputError
 from magr_gptq.text import find_source
 
 BITS = (2, 3, 4, 8)
-LOG, RECORD = "quantize.log", "magr_run.json"
-
-LOADING = {
-    "gptqmodel": "from gptqmodel import GPTQModel\nmodel = GPTQModel.load({out!r})",
-    "auto-gptq": "from auto_gptq import AutoGPTQForCausalLM\n"
-    "model = AutoGPTQForCausalLM.from_quantized({out!r})",
-}
+LOG, RECORD, CARD = "quantize.log", "magr.json", "README.md"
 
 
 class Engine(str, Enum):
@@ -42,6 +39,13 @@ class Engine(str, Enum):
 
     gptqmodel = "gptqmodel"
     auto_gptq = "auto-gptq"
+
+
+class Method(str, Enum):
+    """How weights are rounded."""
+
+    gptq = "gptq"
+    rtn = "rtn"
 
 
 class Preset(str, Enum):
@@ -64,37 +68,59 @@ def quantize(
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
     engine: Annotated[Engine, typer.Option(help="The toolkit that quantizes.")] = Engine.gptqmodel,
+    method: Annotated[Method, typer.Option(help="GPTQ, or rounding to nearest.")] = Method.gptq,
     magr: Annotated[bool, typer.Option(help="Reduce the weights' magnitudes before rounding.")] = True,
     preset: Annotated[
         Preset | None, typer.Option(help="MagR's settings: derived from bits and Hessian, or the paper's.")
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="The paper's penalty, in place of the derived.")] = None,
     beta: Annotated[float | None, typer.Option(help="Factor on the quantization step, up to 1.")] = None,
+    refine: Annotated[
+        int | None, typer.Option(help="Sweeps of coordinate descent after rounding; the paper's † has 30.")
+    ] = None,
+    search: Annotated[
+        bool | None, typer.Option(help="Let every row choose its penalty and step; the default.")
+    ] = None,
     sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
     desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
     seqlen: Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")] = 2048,
     seed: Annotated[int, typer.Option(help="For the places of the windows.")] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit status 3 where over 10 % of the layers weren't reduced.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings.")
+    ] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
+    ] = False,
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
         require_installed(engine.value)
         check_grid(bits, group_size)
         job = Job(
-            model=find_model(model), out=str(out.expanduser().absolute()),
+            model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
+            out=str(out.expanduser().absolute()),
             calibration=str(find_source(calibration)),
-            engine=engine.value, bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
+            engine=engine.value, method=method.value,
+            bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
             samples=samples, seqlen=seqlen, seed=seed,
-            magr=magr_settings(magr, preset.value if preset else None, alpha, beta),
+            magr=magr_settings(
+                magr, preset=preset.value if preset else None,
+                alpha=alpha, beta=beta, refine=refine, search=search,
+            ),
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
-        show(job, run(job))
+        outcome = run(job)
+        show(job, outcome)
+        if strict and outcome.warning:
+            raise typer.Exit(STRICT)
 
 
-def magr_settings(
-    magr: bool, preset: str | None, alpha: float | None, beta: float | None
-) -> dict[str, Any] | None:
+def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
     """The options as a setting for `magr=`; None where MagR is off."""
-    options: dict[str, Any] = {"preset": preset, "alpha": alpha, "beta": beta}
     given = {name: value for name, value in options.items() if value is not None}
     if not magr:
         if given:
@@ -119,28 +145,28 @@ def check_grid(bits: int, group_size: int) -> None:
 
 
 def run(job: Job) -> Outcome:
-    """Do the job under a progress bar; the log ends up in the output folder, where it succeeds."""
-    folder = Path(job.out)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"the output folder {folder} is not empty; name another --out, or empty it first")
-    make_folder(folder)
-    log = folder.with_name(folder.name + ".log")
-    log.write_text("")
-    try:
-        outcome = _run_under_bar(job, log)
-    except BaseException as error:
-        if isinstance(error, InputError):
-            log.unlink()
-        if not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    log.rename(folder / LOG)
-    record = {"job": asdict(job), **asdict(outcome)}
-    (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    """Do the job under a progress bar; the output folder appears with everything in it, or not at all."""
+    out = Path(job.out)
+    for folder in leftovers(out):
+        console.print(
+            f"{escape(str(folder))} is of a run that was killed, or is still at work; it is left alone"
+        )
+    log = out.with_name(f"{out.name}.{LOG}")
+    with output_folder(out) as folder:
+        try:
+            outcome = _run_under_bar(replace(job, out=str(folder)), log)
+        except (InputError, KeyboardInterrupt):
+            log.unlink(missing_ok=True)
+            raise
+        record = {"job": asdict(job), **asdict(outcome)}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (folder / CARD).write_text(model_card(job, outcome), encoding="utf-8")
+        log.rename(folder / LOG)
     return outcome
 
 
 def _run_under_bar(job: Job, log: Path) -> Outcome:
+    log.write_text("")
     with progress_bars() as bars, Worker(log) as worker:
         bar = bars.add_task("starting", total=None)
         return worker.quantize(job, partial(show_event, bars, bar, ""))
@@ -157,15 +183,25 @@ def show_event(bars: Progress, bar: TaskID, prefix: str, event: dict[str, Any]) 
 
 
 def show(job: Job, outcome: Outcome) -> None:
-    """What was done, where it lies, how to load it."""
+    """What was done, where it lies, how to load it; the warning last, where there is one."""
     size = sum(file.stat().st_size for file in Path(job.out).glob("*.safetensors"))
     kind = f"{job.bits} bits, group {job.group_size}"
     if outcome.seqlen < job.seqlen:
         console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
     toolkit = f"{job.engine} {outcome.versions[job.engine]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
-    if outcome.summary:
-        console.print(escape(outcome.summary))
-    console.print(f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (settings in {RECORD}, log in {LOG})")
+    show_totals(outcome)
+    console.print(f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})")
     console.print("\nLoad it anywhere, without magr_gptq:")
     console.print(escape(LOADING[job.engine].format(out=job.out)), style="cyan", soft_wrap=True)
+    if outcome.warning:
+        show_warning(f"Not as intended: {outcome.warning}. More calibration text may help; see {RECORD}.")
+
+
+def show_totals(outcome: Outcome) -> None:
+    """How many layers had which outcome, then one line a reason."""
+    totals = outcome.totals
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(totals["outcomes"].items()))
+    console.print(f"{totals['layers']} layers: {counts}")
+    for row in totals["reasons"]:
+        console.print(f"  {row['layers']} {row['outcome']}: {escape(row['reason'])}", soft_wrap=True)

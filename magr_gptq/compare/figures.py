@@ -25,9 +25,14 @@ COLOURS = {
     "magr+rtn": "#6ca893",
     "gptq": "#2f6fb4",
     "paper": "#c46a1c",
+    "paper+30": "#8f4a10",
     "magr": "#0a8f6d",
+    "magr+5": "#075e48",
 }
-MARKERS = {"rtn": "x", "paper+rtn": "v", "magr+rtn": "P", "gptq": "s", "paper": "^", "magr": "o"}
+MARKERS = {
+    "rtn": "x", "paper+rtn": "v", "magr+rtn": "P", "gptq": "s",
+    "paper": "^", "paper+30": ">", "magr": "o", "magr+5": "D",
+}  # fmt: skip
 
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "magr-gptq", "font.size": 10, "axes.titlesize": 11,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from magr_gptq.engines.job import Job
 from magr_gptq.errors import InputError
 
 
@@ -24,7 +23,9 @@ METHODS = {
     "magr+rtn": Method("RTN + MagR", {}, "rtn"),
     "gptq": Method("GPTQ", None),
     "paper": Method("GPTQ + MagR, paper", {"preset": "paper"}),
+    "paper+30": Method("GPTQ + MagR, paper, 30 sweeps", {"preset": "paper", "refine": 30}),
     "magr": Method("GPTQ + MagR", {}),
+    "magr+5": Method("GPTQ + MagR, 5 sweeps", {"refine": 5}),
 }
 
 
@@ -32,13 +33,9 @@ def job_fields(name: str) -> dict[str, Any]:
     """The fields of `Job` in which the methods differ.
 
     Raises:
-        InputError: the method is not known, or the engine cannot do it.
+        InputError: the method is not known.
     """
     method = METHODS.get(name)
     if method is None:
         raise InputError(f"--methods {name}: the methods are {', '.join(METHODS)}")
-    if method.rounding == "gptq":
-        return {"magr": method.magr}
-    if "method" not in {field.name for field in fields(Job)}:
-        raise InputError(f"--methods {name}: the engines here cannot round to nearest; leave it out")
     return {"magr": method.magr, "method": method.rounding}

@@ -1,0 +1,92 @@
+"""What became of every layer of a run: the report, its totals, its warning."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from magr_gptq.engines.job import Job
+from magr_gptq.engines.layers import UNSEEN, InputsSeen, full_report, quantized_layers, refuse_shared
+from magr_gptq.errors import InputError
+from magr_gptq.toolkits.report import LayerReport, RunReport
+
+
+class Pair(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(4, 4)
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        self.head = torch.nn.Linear(4, 4)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["module", "weight"])
+def test_bad_input_layers_that_share(whole: bool) -> None:
+    model = Pair()
+    refuse_shared(model)
+    if whole:
+        model.second = model.first
+    else:
+        model.second.weight = model.first.weight
+    with pytest.raises(InputError, match=r"first and second share one weight .* --no-magr"):
+        refuse_shared(model)
+
+
+def test_layers_without_input_are_seen() -> None:
+    model = Pair()
+    with InputsSeen(model) as seen:
+        model(torch.ones(2, 4))
+        model.second(torch.ones(0, 4))
+    assert "first" in seen
+    assert "second" not in seen
+    assert not model.first._forward_pre_hooks
+
+
+def test_a_report_has_every_layer_once() -> None:
+    job = Job("model", "out", "text", bits=3)
+    seen = RunReport()
+    seen.add(LayerReport("a", 3, 128, largest_before=2.0, largest_after=1.0))
+    seen.add(LayerReport("b", 3, 128, largest_before=2.0, largest_after=1.0))
+    seen.add(LayerReport("b", 3, 128, skipped="tried again"))
+    seen.add(LayerReport("f", 3, 128, fallback="as MagR saw it"))
+    fallbacks = {"d": "starved", "e": "unplaced", "f": "as the toolkit did"}
+    report = full_report(job, seen, ["a", "b", "c", "d"], fallbacks)
+    assert [(layer.name, layer.outcome, layer.reason) for layer in report.layers] == [
+        ("a", "reduced", None),
+        ("b", "skipped", "tried again"),
+        ("c", "skipped", UNSEEN),
+        ("d", "fallen back", "starved"),
+        ("f", "fallen back", "as MagR saw it"),
+        ("e", "fallen back", "unplaced"),
+    ]
+    plain = full_report(Job("model", "out", "text", magr=None), RunReport(), ["a", "b"], {"b": "starved"})
+    assert plain.totals() == {
+        "layers": 2,
+        "outcomes": {"plain": 1, "fallen back": 1},
+        "reasons": [{"outcome": "fallen back", "reason": "starved", "layers": 1}],
+    }
+
+
+def test_the_warning_starts_above_a_tenth() -> None:
+    report = RunReport()
+    for index in range(18):
+        report.add(LayerReport(str(index), 4, 128, largest_before=2.0, largest_after=1.0))
+    report.add(LayerReport("x", 4, 128, skipped="one reason"))
+    report.add(LayerReport("y", 4, 128, fallback="another"))
+    assert report.warning() is None
+    report.add(LayerReport("z", 4, 128, skipped="one reason"))
+    assert report.warning() == "3 of 21 layers (14%): 2 skipped: one reason; 1 fallen back: another"
+    assert len(report.reduced) == 18
+    assert json.dumps(report.to_dict()).count('"outcome": "skipped"') == 2
+    assert RunReport().warning() is None
+
+
+def test_packed_layers_are_found_by_their_buffers() -> None:
+    model = Pair()
+    model.second.register_buffer("qweight", torch.zeros(1))
+    assert quantized_layers(model) == ["second"]
