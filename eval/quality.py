@@ -57,11 +57,11 @@ def heading(bits: int, group_size: int) -> str:
     return f"w{bits}" if group_size == -1 else f"w{bits} g{group_size}"
 
 
-def cells(seeds: list[int]) -> Iterator[Cell]:
+def cells(seeds: list[int], methods: list[str]) -> Iterator[Cell]:
     """All of them, one seed after another, so that an unfinished run shows a whole table."""
     for seed in seeds:
         for bits, group_size in GRIDS:
-            for method in METHODS:
+            for method in methods:
                 yield Cell(method, bits, group_size, seed)
 
 
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     with Worker(args.log.resolve()) as worker:
         if not path(args.out, UNQUANTIZED).exists():
             write(args.out, UNQUANTIZED, scored(str(args.model.resolve()), "transformers", worker.log, args))
-        for cell in cells(args.seeds):
+        for cell in cells(args.seeds, args.methods):
             # looked up now, not before: another run may share the folder
             if not path(args.out, cell.name).exists():
                 write(args.out, cell.name, measure(cell, worker, args))
@@ -149,6 +149,7 @@ def main() -> None:
     running.add_argument("--calibration", type=Path, required=True, help="text file")
     running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
     running.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
+    running.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     running.add_argument("--limit", type=int, default=256, help="scored windows of 256 tokens")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "quality.log"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from magr_gptq.definite import shifted_cholesky
 from magr_gptq.kernels import update_
 from magr_gptq.penalty import LinfPenalty
 
@@ -32,10 +33,9 @@ class Splitting:
 
     @classmethod
     def of(cls, hessian: Tensor, metric: Tensor) -> Splitting:
-        """One Cholesky."""
-        shifted = hessian.clone()
-        shifted.diagonal().add_(metric)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(shifted))
+        """One Cholesky, or more where H + R is indefinite: R is what it takes then."""
+        factor, metric = shifted_cholesky(hessian, metric)
+        inverse = torch.cholesky_inverse(factor)
         return cls(metric, inverse.mul_(metric[:, None]))
 
 

@@ -19,9 +19,10 @@ def choose(error: Tensor, shrinkage: Tensor, kappa: float) -> Tensor:
     same way in all of them, and costs the model more than its share of the loss.
 
     Args:
-        error, shrinkage: the two squared norms, [candidates, rows].
+        error, shrinkage: the two squared norms, [candidates, rows]; a shrinkage below 0 is a Hessian's
+            rounding, and counts as none.
 
     Returns:
         The candidates' numbers, [rows].
     """
-    return (error + kappa * shrinkage).nan_to_num(nan=torch.inf).argmin(0)
+    return (error + kappa * shrinkage.clamp_min(0)).nan_to_num(nan=torch.inf).argmin(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from magr_gptq.choice import choose, squared_norm
 from magr_gptq.config import KAPPA, Candidate, MagRConfig
+from magr_gptq.definite import normalise
 from magr_gptq.gain import unbiased_gain
 from magr_gptq.refine import coordinate_descent
 from magr_gptq.solver import reduce_each
@@ -44,6 +46,7 @@ class Settled:
     largest_before, largest_after: mean over rows of max |w|, before rounding.
     squared_error: tr((Ŵ − Q)H(Ŵ − Q)ᵀ). loss: the same over tr(ŴHŴᵀ). plain_loss: loss of plain
         GPTQ, where it was a candidate.
+    kept: how many rows the solver left as they were, because it found nothing better, or nothing finite.
     """
 
     rounded: Rounded
@@ -54,6 +57,7 @@ class Settled:
     squared_error: float
     loss: float
     plain_loss: float | None
+    kept: int
 
 
 class Layer:
@@ -78,13 +82,14 @@ class Layer:
         self._config = config or MagRConfig()
         self._levels = 2**bits
         self._candidates = self._config.candidates(bits, group_size)
-        self._original = weight.to(hessian.device, torch.float32)
-        # toolkits damp and permute theirs in place
-        self._hessian = hessian.float().clone()
         reductions = reduce_each(
-            self._original, self._hessian, [candidate.strength for candidate in self._candidates],
+            weight, hessian, [candidate.strength for candidate in self._candidates],
             bits=bits, group_size=group_size, order=order, config=self._config,
         )  # fmt: skip
+        self._original = weight.detach().to(hessian.device, torch.float32)
+        # a copy: toolkits damp and permute theirs in place
+        self._hessian, self._unit = normalise(hessian)
+        self._kept = max(reduction.kept for reduction in reductions)
         reduced = torch.stack([reduction.weight for reduction in reductions])
         self._shrinkage = squared_norm(self._original - reduced, self._hessian)
         self._largest = torch.stack([reduction.largest_after for reduction in reductions])
@@ -101,16 +106,24 @@ class Layer:
 
         Args:
             rounded: what became of `rows`, in their order.
+
+        Raises:
+            ValueError: a row that is not finite under any candidate.
         """
         columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
         original, hessian = self._original[:, :columns], self._hessian[:columns, :columns]
-        quantized = rounded.weight.unflatten(0, (len(self._candidates), -1))
+        quantized = rounded.weight.view(len(self._candidates), -1, columns)
         errors = squared_norm(original - quantized, hessian)
         picked = choose(errors, self._shrinkage, KAPPA)
         every = torch.arange(len(original), device=picked.device)
         kept = self._finish(rounded.rows(picked * len(original) + every), original, hessian)
         energy = float(squared_norm(original, hessian).sum()) or 1.0
         error = float(squared_norm(original - kept.weight, hessian).sum())
+        if not math.isfinite(error):
+            raise ValueError(
+                "magr: the toolkit rounded a row to NaN or infinity under every candidate; "
+                "give it more damping, or more calibration text"
+            )
         had_plain = self._candidates[0] == Candidate.PLAIN
         return Settled(
             rounded=kept,
@@ -118,9 +131,10 @@ class Layer:
             beta=statistics.fmean(self._candidates[candidate].beta for candidate in picked.tolist()),
             largest_before=float(original.abs().amax(1).mean()),
             largest_after=float(self._largest[picked, every].mean()),
-            squared_error=error,
+            squared_error=self._unit * error,
             loss=error / energy,
             plain_loss=float(errors[0].sum()) / energy if had_plain else None,
+            kept=self._kept,
         )
 
     def _finish(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:

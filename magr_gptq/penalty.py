@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from magr_gptq.definite import shifted_cholesky
 from magr_gptq.groups import group_views
 from magr_gptq.prox import threshold
 
@@ -80,11 +81,10 @@ def conditional_variances(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     """1/Uᵢᵢ² of the damped Hessian, [columns]: what is left of column i given the later ones.
 
     (H + dI)⁻¹ = UᵀU with U upper means H + dI = U⁻¹U⁻ᵀ, so 1/Uᵢᵢ are the diagonal of the Cholesky
-    factor of the Hessian with both axes reversed; d is `damping` times the mean of diag(H).
+    factor of the Hessian with both axes reversed; d is `damping` times the mean of diag(H), more where
+    that leaves H indefinite.
     """
-    reversed_hessian = hessian.flip(0, 1)
-    diagonal = reversed_hessian.diagonal()
-    diagonal += damping * diagonal.mean()
-    factor = torch.linalg.cholesky(reversed_hessian)
+    shift = damping * hessian.diagonal().mean()
+    factor, _ = shifted_cholesky(hessian.flip(0, 1), shift)
     variances: Tensor = factor.diagonal().square().flip(0)
     return variances

@@ -35,7 +35,8 @@ def threshold(
     mass_before = None
     while True:
         proposed, mass = _newton_step(magnitudes, theta, t, squared, metric, tiny)
-        if mass_before is not None and torch.equal(mass, mass_before):
+        # from the left the active mass only falls; no NaN can keep this going
+        if mass_before is not None and not (mass < mass_before).any():
             return theta
         # from the left the steps only climb: rounding must not undo one, or the loop could cycle
         theta = torch.maximum(theta, proposed)

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from magr_gptq.admm import Admm
 from magr_gptq.config import MagRConfig
+from magr_gptq.definite import normalise
 from magr_gptq.descent import descent
 from magr_gptq.groups import group_count
 from magr_gptq.penalty import LinfPenalty, conditional_variances, derived_penalty, linear_penalty
 
+# squares of larger weights, summed over columns, would overflow float32
+LARGEST_WEIGHT = 1e13
 # rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
 CHUNK_ELEMENTS = 2**22
 
@@ -28,6 +31,7 @@ class Reduction:
     iterations: of the solver.
     objective_before, objective_after: ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [out].
     largest_before, largest_after: max |w| of every row, [out].
+    kept: how many rows keep their original weight, because the solver's was no better or not finite.
     """
 
     weight: Tensor
@@ -36,12 +40,17 @@ class Reduction:
     objective_after: Tensor
     largest_before: Tensor
     largest_after: Tensor
+    kept: int = 0
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """One layer's objective and its solver, shared by all rows."""
+    """One layer's objective and its solver, shared by all rows.
 
+    unit: of the objective that is reported, in which the Hessian is measured here.
+    """
+
+    unit: float
     hessian: Tensor
     penalty: LinfPenalty
     solve: Callable[[Tensor], Tensor]
@@ -56,8 +65,9 @@ class _Problem:
 class _Poser:
     """Poses the problems of one layer, which share the Hessian's factorizations."""
 
-    def __init__(self, hessian: Tensor, bits: int, group_size: int, config: MagRConfig) -> None:
-        self._hessian, self._bits, self._group_size, self._config = hessian, bits, group_size, config
+    def __init__(self, hessian: Tensor, unit: float, bits: int, group_size: int, config: MagRConfig) -> None:
+        self._hessian, self._unit = hessian, unit
+        self._bits, self._group_size, self._config = bits, group_size, config
         self._iterations = config.solver_iterations()
 
     def problem(self, strength: float | None) -> _Problem:
@@ -75,11 +85,13 @@ class _Poser:
             penalty = replace(penalty, weights=largest * penalty.weights)
             return self._by_admm(penalty, Admm.even(self._hessian))
         unit, count = self._hessian / largest, self._iterations
-        return _Problem(unit, penalty, lambda w: descent(w, unit, penalty, count), count)
+        return _Problem(1.0, unit, penalty, lambda w: descent(w, unit, penalty, count), count)
 
     def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> _Problem:
         count = self._iterations
-        return _Problem(self._hessian, penalty, lambda w: solver.minimise(w, penalty, count), count)
+        return _Problem(
+            self._unit, self._hessian, penalty, lambda w: solver.minimise(w, penalty, count), count
+        )
 
     @cached_property
     def _variances(self) -> Tensor:
@@ -142,18 +154,38 @@ def reduce_each(
     Args:
         strengths: 0 leaves the weight as it is; None is the configuration's linear penalty.
     """
-    original, hessian = weight.to(hessian.device, torch.float32), hessian.float()
-    _check(original, hessian, bits, group_size, order)
+    _check_arguments(weight, hessian, bits, group_size, order)
+    original = weight.to(hessian.device, torch.float32)
+    hessian, unit = normalise(hessian)
+    _check_values(original, hessian)
     if not hessian.any():
         message = "magr: the Hessian is zero (no input reached this layer): weight unchanged"
         warnings.warn(message, stacklevel=3)
         return [_unchanged(original)] * len(strengths)
+    if order is not None:
+        original, hessian = original[:, order], hessian[order][:, order]
+    try:
+        found = _reduce_each(original, _Poser(hessian, unit, bits, group_size, config), strengths)
+    except torch.OutOfMemoryError:
+        if not _has_own_memory(hessian):
+            raise
+        device = hessian.device
+        warnings.warn(f"magr: {device} has no memory for a single row: reduced on the CPU", stacklevel=3)
+        poser = _Poser(hessian.cpu(), unit, bits, group_size, config)
+        found = [_to(device, reduction) for reduction in _reduce_each(original.cpu(), poser, strengths)]
     if order is None:
-        return _reduce_each(original, _Poser(hessian, bits, group_size, config), strengths)
-    poser = _Poser(hessian[order][:, order], bits, group_size, config)
+        return found
     back = order.argsort()
-    found = _reduce_each(original[:, order], poser, strengths)
     return [replace(reduction, weight=reduction.weight[:, back]) for reduction in found]
+
+
+def _has_own_memory(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu"
+
+
+def _to(device: torch.device, reduction: Reduction) -> Reduction:
+    tensors = {name: x.to(device) for name, x in vars(reduction).items() if isinstance(x, Tensor)}
+    return replace(reduction, **tensors)
 
 
 def _reduce_each(original: Tensor, poser: _Poser, strengths: Sequence[float | None]) -> list[Reduction]:
@@ -167,31 +199,37 @@ def _reduce_each(original: Tensor, poser: _Poser, strengths: Sequence[float | No
 def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:
     before, after = (original.new_empty(len(original)) for _ in range(2))
     reduced = torch.empty_like(original)
+    kept = 0
     chunk = min(len(original), max(1, CHUNK_ELEMENTS // original.shape[1]))
     start = 0
     while start < len(original):
         rows = slice(start, start + chunk)
         try:
-            reduced[rows], before[rows], after[rows] = _reduce_chunk(original[rows], problem)
+            reduced[rows], before[rows], after[rows], improved = _reduce_chunk(original[rows], problem)
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk = -(-chunk // 2)
             continue
+        kept += int((~improved).sum())
         start += chunk
     largest_before, largest_after = original.abs().amax(1), reduced.abs().amax(1)
-    return Reduction(reduced, problem.iterations, before, after, largest_before, largest_after)
+    return Reduction(
+        reduced, problem.iterations, problem.unit * before, problem.unit * after,
+        largest_before, largest_after, kept,
+    )  # fmt: skip
 
 
-def _reduce_chunk(original: Tensor, problem: _Problem) -> tuple[Tensor, Tensor, Tensor]:
+def _reduce_chunk(original: Tensor, problem: _Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     found = problem.solve(original)
     before = problem.penalty.value(original)
     after = problem.objective(found, original)
-    improved = after <= before
+    improved = after <= before  # what is not finite has an objective of NaN
     return (
         torch.where(improved[:, None], found, original),
         before,
         torch.where(improved, after, before),
+        improved,
     )
 
 
@@ -200,9 +238,14 @@ def _unchanged(original: Tensor) -> Reduction:
     return Reduction(original.clone(), 0, nothing, nothing, largest, largest)
 
 
-def _check(weight: Tensor, hessian: Tensor, bits: int, group_size: int, order: Tensor | None) -> None:
-    if weight.ndim != 2:
+def _check_arguments(
+    weight: Tensor, hessian: Tensor, bits: int, group_size: int, order: Tensor | None
+) -> None:
+    if weight.ndim != 2 or not weight.numel():
         raise ValueError(f"weight has shape {tuple(weight.shape)}; give a matrix [out, in]")
+    for name, tensor in (("weight", weight), ("hessian", hessian)):
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}; give a floating dtype")
     columns = weight.shape[1]
     if hessian.shape != (columns, columns):
         raise ValueError(f"hessian has shape {tuple(hessian.shape)}; this weight needs {(columns, columns)}")
@@ -210,7 +253,6 @@ def _check(weight: Tensor, hessian: Tensor, bits: int, group_size: int, order: T
         raise ValueError(f"bits={bits!r}; give a whole number from 2 to 8")
     if group_size != -1 and group_size < 1:
         raise ValueError(f"group_size={group_size!r}; give at least 1, or -1 for one group a row")
-    _check_values(weight, hessian)
     if order is not None and order.sort().values.tolist() != list(range(columns)):
         raise ValueError(f"order is not a permutation of the {columns} columns")
 
@@ -219,6 +261,12 @@ def _check_values(weight: Tensor, hessian: Tensor) -> None:
     for name, tensor in (("weight", weight), ("hessian", hessian)):
         if not tensor.isfinite().all():
             raise ValueError(f"{name} holds NaN or infinity; check the calibration run in float32")
-    least = float(hessian.diagonal().min())
-    if least < 0:
-        raise ValueError(f"hessian has {least:.3g} on its diagonal; XᵀX has none below 0")
+    least, most = (float(x) for x in hessian.diagonal().aminmax())
+    if least < 0 or (most == 0 and hessian.any()):
+        raise ValueError(
+            f"hessian has {least:.3g} on its diagonal, {most:.3g} at most; "
+            "XᵀX has none below 0, and is 0 where its diagonal is"
+        )
+    largest = float(weight.abs().max())
+    if largest > LARGEST_WEIGHT:
+        raise ValueError(f"weight holds {largest:.3g}; scale it down to at most {LARGEST_WEIGHT:g}")

@@ -2,6 +2,8 @@
 
 `MAGR_ENV` names the environment: "modern" has GPTQModel, "autogptq" has AutoGPTQ. A toolkit that
 its environment should have fails the tests when it is missing; it never skips them.
+
+`HYPOTHESIS_PROFILE=long` or `--hypothesis-profile=long` makes tests/test_fuzz.py try 10,000 examples.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import importlib.util
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.update(
     CUDA_VISIBLE_DEVICES="",
@@ -20,6 +23,12 @@ os.environ.update(
     TORCHDYNAMO_DISABLE="1",
     LOGBAR_ANIMATION="0",
 )
+
+for profile, examples in (("short", 200), ("long", 10_000)):
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TOOLKIT_OF = {"modern": "gptqmodel", "autogptq": "auto_gptq"}
 
