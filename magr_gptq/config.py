@@ -158,7 +158,9 @@ class MagRConfig:
         return (Candidate.PLAIN, *(Candidate(c, beta) for c in strengths for beta in betas))
 
     def with_beta(self, beta: float) -> MagRConfig:
-        """The same, but for the factor on the step where none was given."""
+        """The same with one factor on the step, where none was given."""
+        if isinstance(self.search, tuple):
+            return replace(self, search=tuple(dict.fromkeys((c, beta) for c, _ in self.search)))
         return self if self.beta is not None else replace(self, beta=beta)
 
     @property

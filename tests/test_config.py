@@ -81,6 +81,13 @@ def test_what_is_given_is_not_searched() -> None:
     assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (0.1, 0.9)]
 
 
+def test_a_toolkit_can_fix_the_step() -> None:
+    assert {beta for _, beta in pairs(MagRConfig().with_beta(1.0), 2)} == {1.0}
+    assert pairs(MagRConfig(beta=0.9).with_beta(1.0), 2)[1:] == pairs(MagRConfig(beta=0.9), 2)[1:]
+    listed = MagRConfig(search=[(0.1, 0.8), (0.1, 0.9), (0.2, 0.9)])
+    assert pairs(listed.with_beta(1.0), 2) == [PLAIN, (0.1, 1.0), (0.2, 1.0)]
+
+
 def test_without_a_search_there_is_one_pair() -> None:
     config = MagRConfig(search=False)
     assert pairs(config, 3) == [(config.strength_for(3), config.beta_for(3, -1))]

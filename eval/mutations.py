@@ -1,0 +1,135 @@
+"""Break the mathematics on purpose, one place at a time, and see which test notices.
+
+    python eval/mutations.py
+
+Each mutation is made in a copy of the package in a temporary folder, never in the working tree. The table
+names the first test that fails; the command fails where none does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("magr_gptq", "tests", "eval", "pyproject.toml")
+UNUSED = shutil.ignore_patterns("__pycache__", "demo", "results", "*.json")
+
+
+class Mutation(NamedTuple):
+    """One text of one file of the package replaced by another, and the tests that should mind."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    Mutation("prox.py", "(total - t * theta) / (mass + t)", "(total - t * theta) / (mass + 2 * t)", "prox"),
+    Mutation("prox.py", "not (mass < mass_before).any()", "not (mass < mass_before).all()", "prox"),
+    Mutation("penalty.py", "3 * (2**bits - 1) ** 2", "3 * (2**bits) ** 2", "solver"),
+    Mutation("penalty.py", "view.sum(-1) for view", "view.mean(-1) for view", "solver"),
+    Mutation("admm.py", "OVER_RELAXATION = 1.6", "OVER_RELAXATION = 2.4", "convergence"),
+    Mutation("admm.py", ".mul_(metric / splitting.metric)", ".mul_(1.0)", "convergence"),
+    Mutation("admm.py", "inverse.mul_(metric[:, None])", "inverse.mul_(metric[None, :])", "convergence"),
+    Mutation("descent.py", "hessian, alpha=-1", "hessian, alpha=-0.5", "solver convergence"),
+    Mutation("solver.py", "improved = after <= before", "improved = after <= torch.inf", "numerics"),
+    Mutation("solver.py", "back = order.argsort()", "back = order", "solver"),
+    Mutation("solver.py", "chunk = -(-chunk // 2)", "chunk = chunk // 2", "solver"),
+    Mutation("definite.py", "shift = 10 * shift", "shift = 1 * shift", "numerics"),
+    Mutation("definite.py", "2.0**exponent", "1.0", "numerics"),
+    Mutation("choice.py", ".argmin(0)", ".argmax(0)", "layer refine"),
+    Mutation("choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
+    Mutation("choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
+    Mutation("refine.py", "move * curvature - 2 * local", "move * curvature - 3 * local", "refine"),
+    Mutation("refine.py", "residual.addmm_(moves, hessian[block], alpha=-1)", "pass", "refine"),
+    Mutation("gain.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"),
+    Mutation("gain.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
+    Mutation("grid.py", "top / (top - rise)", "1.0", "grid"),
+    Mutation("grid.py", "zero + rise", "zero", "grid"),
+    Mutation("config.py", "(Candidate.PLAIN, *(Candidate(c, beta)", "(*(Candidate(c, beta)", "config"),
+    Mutation("config.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
+    Mutation("layer.py", "scale=kept.scale * factor", "scale=kept.scale", "layer"),
+    Mutation("layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer fuzz"),
+]
+
+
+def main() -> int:
+    """Run the tests on the package as it is, then on every mutant."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        copy_into(copy)
+        every = " ".join(dict.fromkeys(name for m in MUTATIONS for name in m.tests.split()))
+        failed = first_failure(copy, every)
+        if failed:
+            print(f"without any mutation {failed} fails")
+            return 1
+        survivors = 0
+        print("| file | broken | test that failed |\n|---|---|---|")
+        for mutation in MUTATIONS:
+            caught = try_out(copy, mutation)
+            survivors += caught is None
+            print(
+                f"| {mutation.file} | `{mutation.old}` → `{mutation.new}` | {caught or '**none**'} |",
+                flush=True,
+            )
+    print(f"\n{len(MUTATIONS) - survivors} of {len(MUTATIONS)} mutations caught")
+    return int(survivors > 0)
+
+
+def copy_into(folder: Path) -> None:
+    """The package without its demo, the tests, and what they import; imported from there, not from here."""
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=UNUSED)
+        else:
+            shutil.copy(ROOT / part, folder / part)
+    script = "import magr_gptq; print(magr_gptq.__file__)"
+    imported = run(folder, "-c", script).stdout.strip()
+    if not Path(imported).resolve().is_relative_to(folder.resolve()):
+        raise RuntimeError(f"the tests would import {imported}, not the copy in {folder}")
+
+
+def try_out(folder: Path, mutation: Mutation) -> str | None:
+    """The first test to fail with the mutation, which is undone afterwards."""
+    path = folder / "magr_gptq" / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        raise RuntimeError(f"{mutation.file} holds {text.count(mutation.old)} times: {mutation.old}")
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        return first_failure(folder, mutation.tests)
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def first_failure(folder: Path, tests: str) -> str | None:
+    """The name of the first test to fail in these files, or None where all pass."""
+    files = [f"tests/test_{name}.py" for name in tests.split()]
+    arguments = ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", "not memory_peak"]
+    done = run(folder, *arguments, *files)
+    if done.returncode == 0:
+        return None
+    found = re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return found[1]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # without bytecode: a mutation can leave size and time of a file as they were
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
