@@ -57,7 +57,7 @@ MUTATIONS = [
     Mutation("config.py", "(Candidate.PLAIN, *(Candidate(c, beta)", "(*(Candidate(c, beta)", "config"),
     Mutation("config.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
     Mutation("layer.py", "scale=kept.scale * factor", "scale=kept.scale", "layer"),
-    Mutation("layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer fuzz"),
+    Mutation("layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer"),
 ]
 
 
@@ -117,7 +117,7 @@ def first_failure(folder: Path, tests: str) -> str | None:
     done = run(folder, *arguments, *files)
     if done.returncode == 0:
         return None
-    found = re.search(r"^FAILED tests/(\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^FAILED tests/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return found[1]
