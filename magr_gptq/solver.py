@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,7 +185,7 @@ def _has_own_memory(tensor: Tensor) -> bool:
 
 
 def _to(device: torch.device, reduction: Reduction) -> Reduction:
-    tensors = {name: x.to(device) for name, x in vars(reduction).items() if isinstance(x, Tensor)}
+    tensors: dict[str, Any] = {k: x.to(device) for k, x in vars(reduction).items() if isinstance(x, Tensor)}
     return replace(reduction, **tensors)
 
 

@@ -79,8 +79,10 @@ def test_every_layout_is_rounded_as_the_linear_layer_of_the_same_matrix(make, se
     matrix, hessian = weight_of(40, 144), hessian_of(144)
     layer = make(matrix)
     shape = layer.weight.shape
-    found, _, report = rounded(layer, hessian, 3, **settings)
-    expected, _, _ = rounded(linear(matrix), hessian, 3, **settings)
+    # a tipped code may change a whole row's choice and its gain
+    magr = {"search": False, "gain": False}
+    found, _, report = rounded(layer, hessian, 3, magr=magr, **settings)
+    expected, _, _ = rounded(linear(matrix), hessian, 3, magr=magr, **settings)
     # another layout may add up in another order and tip a few codes
     assert ((found - expected).abs() > 1e-6).float().mean() < 0.01
     assert layer.weight.shape == shape
