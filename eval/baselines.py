@@ -209,7 +209,8 @@ def gptq_grid(
     """`gptq_round`, and the step of every group, [rows, groups]."""
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
-    work = weight.T.contiguous()  # a column's weights lie together
+    # a column's weights lie together; a copy even where one row already does
+    work = weight.T.clone(memory_format=torch.contiguous_format)
     result = torch.empty_like(work)
     step, steps = torch.empty_like(work[0]), []
     for start in range(0, columns, BLOCK):
