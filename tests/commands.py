@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -37,3 +38,8 @@ def shared(worker: Worker) -> Callable[[Path], AbstractContextManager[Worker]]:
         yield worker
 
     return enter
+
+
+def hear_interrupts() -> None:
+    """For a child process: shells start background jobs with Ctrl-C ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import hear_interrupts
 from comparisons import cell
 from tiny import save_tiny_model
 from typer.testing import CliRunner
@@ -228,6 +229,7 @@ def start(*given: str, lane: str | None, **environment: str) -> subprocess.Popen
     return subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -298,7 +300,8 @@ def test_memory_for_not_one_row_on_the_cpu_is_an_error(monkeypatch) -> None:
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(LinfPenalty, "prox_", none)
-    with pytest.raises(torch.OutOfMemoryError):
+    with warnings.catch_warnings(), pytest.raises(torch.OutOfMemoryError):
+        warnings.simplefilter("error")  # it can't move to where it is
         reduce(WEIGHT, HESSIAN, bits=2)
 
 
@@ -323,8 +326,8 @@ print((peak() - before) / (weight.nbytes + hessian.nbytes))
 def test_memory_peak_is_a_few_times_the_layer(rows: int, columns: int) -> None:
     """Beside the weight and the Hessian that were given."""
     command = [sys.executable, "-c", MEASURE, str(rows), str(columns)]
-    times = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 1 <= times <= PEAK
-
-
-PEAK = 7.0  # 4 to 6 were seen, more on a busy machine
+    # what is freed goes back at once: otherwise the peak is 4 or 8, as the allocator's heap happens to lie
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    # 3.05 and 4.02 were measured
+    assert 1 <= float(done.stdout) <= 4.5

@@ -16,7 +16,7 @@ from pathlib import Path
 import bad_models
 import psutil
 import pytest
-from commands import PROSE, call, quantize, shared
+from commands import PROSE, call, hear_interrupts, quantize, shared
 from tiny import _rewrite, save_tiny_model
 
 from magr_gptq.cli import quantize as quantize_module
@@ -162,7 +162,7 @@ def command(model: Path, *more: object) -> subprocess.Popen[str]:
     ]
     return subprocess.Popen(
         [sys.executable, "-c", "from magr_gptq.cli.app import app; app()", *map(str, [*arguments, *more])],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
 
 
