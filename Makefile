@@ -4,6 +4,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 EXTRAS_modern := gptqmodel,optimum,llmcompressor,cli,zero-shot,eval,test,dev
 EXTRAS_autogptq := autogptq,cli,dev
 
+# most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
+WORKERS := -n 2 --dist loadfile
+
 .PHONY: setup demo test lint
 
 setup: .venv/modern/.installed .venv/autogptq/.installed
@@ -23,9 +26,9 @@ demo: .venv/modern/.installed
 
 test: setup
 	@echo "== tests with GPTQModel"
-	MAGR_ENV=modern .venv/modern/bin/python -m pytest
+	MAGR_ENV=modern .venv/modern/bin/python -m pytest $(WORKERS)
 	@echo "== tests with AutoGPTQ"
-	MAGR_ENV=autogptq .venv/autogptq/bin/python -m pytest
+	MAGR_ENV=autogptq .venv/autogptq/bin/python -m pytest $(WORKERS)
 
 lint: .venv/modern/.installed
 	.venv/modern/bin/ruff check .

@@ -23,6 +23,8 @@ os.environ.update(
     TORCHDYNAMO_DISABLE="1",
     LOGBAR_ANIMATION="0",
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers, and what they start, share the cores
 
 for profile, examples in (("short", 200), ("long", 10_000)):
     settings.register_profile(
