@@ -53,11 +53,12 @@ def load_autogptq(folder: str, device: str) -> Any:
 
 
 def load_transformers(folder: str, device: str) -> Any:
-    """An unquantized model in float32."""
+    """Any model that transformers loads, computing in float32; a quantized one as its config says."""
     from transformers import AutoModelForCausalLM
 
-    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
-    return model.to(device)
+    # loaders of quantized weights refuse float32; their kernels compute in the dtype of their input
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
+    return model.float().to(device)
 
 
 ENGINES = {

@@ -6,9 +6,9 @@ quantize MODEL OUT     plain GPTQ, 3 bits, groups of 32
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import dump_command
 import torch
 from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
 from auto_gptq.modeling import _base
@@ -44,9 +44,4 @@ def quantize(model_folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "dequantize":
-        for argument in sys.argv[2:]:
-            dequantize(Path(argument))
-    else:
-        quantize(*sys.argv[2:])
-    assert "magr_gptq" not in sys.modules
+    dump_command.run(dequantize, quantize)

@@ -33,7 +33,8 @@ def test_a_recipe_is_valid_and_orderly(name: str) -> None:
     for bits in (2, 3, 4):
         for text in ("wikitext2", "c4"):
             plain = recipe.published["gptq", bits, -1].get(text)
-            assert plain is None or recipe.published["paper", bits, -1][text] < plain
+            method = "paper+30" if bits == 2 else "paper"
+            assert plain is None or recipe.published[method, bits, -1][text] < plain
     assert recipe.ranks is not None
     assert list(recipe.ranks.values()) == sorted(recipe.ranks.values())
 
@@ -43,6 +44,7 @@ def test_some_numbers_of_the_paper() -> None:
     assert seven.published["paper", 3, 128] == {"wikitext2": 6.00, "c4": 7.77}
     assert seven.published["gptq", 2, -1] == {"wikitext2": 7700.0, "c4": None}
     assert seven.published["paper", 4, -1]["piqa"] == 78
+    assert seven.published["paper+30", 2, -1]["wikitext2"] == 16.73
     first = load_recipe(FOLDER / "llama1-65b.json")
     assert first.published["paper+rtn", 3, -1] == {"wikitext2": 4.79, "c4": 6.87}
     assert first.tasks == []

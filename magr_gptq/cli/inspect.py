@@ -16,6 +16,7 @@ import typer
 from magr_gptq.cli._console import console, errors_shown, find_model, progress_bars
 from magr_gptq.cli._inspect_figure import draw
 from magr_gptq.cli._inspect_views import show
+from magr_gptq.cli._options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.cli.quantize import check_grid
 from magr_gptq.diagnostics import LayerForecast, forecast_layers, spread
 from magr_gptq.engines import loading
@@ -37,21 +38,17 @@ def inspect(
     ],
     bits: Annotated[str, typer.Option(help="Bit widths to predict, with commas between.")] = "4,3,2",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    seqlen: Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")] = 2048,
-    seed: Annotated[int, typer.Option(help="For the places of the windows.")] = 0,
+    samples: Samples = 128,
+    seqlen: SeqLen = 2048,
+    seed: Seed = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.", show_default=False)
     ] = None,
     figure: Annotated[
         Path | None, typer.Option(help="Draw them into this .png file.", show_default=False)
     ] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Predict what MagR would do to MODEL, layer by layer, without quantizing anything."""
     with errors_shown():

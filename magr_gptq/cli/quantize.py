@@ -23,6 +23,7 @@ from magr_gptq.cli._console import (
     require_installed,
     show_warning,
 )
+from magr_gptq.cli._options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.config import MagRConfig
 from magr_gptq.engines.job import Job, Outcome
 from magr_gptq.engines.output import leftovers, output_folder
@@ -83,18 +84,14 @@ def quantize(
     ] = None,
     sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
     desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration windows.")] = 128,
-    seqlen: Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")] = 2048,
-    seed: Annotated[int, typer.Option(help="For the places of the windows.")] = 0,
+    samples: Samples = 128,
+    seqlen: SeqLen = 2048,
+    seed: Seed = 0,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit status 3 where over 10 % of the layers weren't reduced.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings.")
-    ] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():

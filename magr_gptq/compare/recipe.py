@@ -65,6 +65,7 @@ class _Reader:
         self._path = path
 
     def recipe(self, values: Any) -> Recipe:
+        """The recipe that the file's values describe; InputError where they don't."""
         needed = {
             "title": str,
             "model": str,

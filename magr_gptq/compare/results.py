@@ -15,26 +15,12 @@ PLAIN = "gptq"
 
 
 @dataclass(frozen=True)
-class Row:
-    """Perplexity, or accuracy, of one method at one grid: `values` over the seeds.
-
-    spread: standard deviation over the seeds, None for a single one.
-    over: distance of the mean from the unquantized model's value. against: from plain GPTQ's.
-    closed: share of plain GPTQ's distance that is gone, in percent; None where it grew, or was none.
-    paper: what the paper reports. failed: seeds without a finite value.
-    """
+class _Entry:
+    """What one method made at one grid."""
 
     method: str
     bits: int
     group_size: int
-    values: tuple[float, ...]
-    failed: int
-    mean: float | None
-    spread: float | None
-    over: float | None
-    against: float | None
-    closed: float | None
-    paper: float | None
 
     @property
     def label(self) -> str:
@@ -45,6 +31,26 @@ class Row:
     def grid(self) -> str:
         """Bits and group size as people write them."""
         return grid_name(self.bits, self.group_size)
+
+
+@dataclass(frozen=True)
+class Row(_Entry):
+    """Perplexity, or accuracy, of one method at one grid: `values` over the seeds.
+
+    spread: standard deviation over the seeds, None for a single one.
+    over: distance of the mean from the unquantized model's value. against: from plain GPTQ's.
+    closed: share of plain GPTQ's distance that is gone, in percent; None where it grew, or was none.
+    paper: what the paper reports. failed: seeds without a finite value.
+    """
+
+    values: tuple[float, ...]
+    failed: int
+    mean: float | None
+    spread: float | None
+    over: float | None
+    against: float | None
+    closed: float | None
+    paper: float | None
 
 
 @dataclass(frozen=True)
@@ -58,28 +64,15 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(_Entry):
     """Time and size of one method at one grid, means over the seeds; `layout` if all seeds agree."""
 
-    method: str
-    bits: int
-    group_size: int
     quantize_seconds: float
     file_bytes: float
     tensor_bytes: float
     tokens_per_second: float
     peak_bytes: float
     layout: str | None
-
-    @property
-    def label(self) -> str:
-        """The method as people call it."""
-        return METHODS[self.method].label
-
-    @property
-    def grid(self) -> str:
-        """Bits and group size as people write them."""
-        return grid_name(self.bits, self.group_size)
 
 
 def grid_name(bits: int, group_size: int) -> str:

@@ -15,7 +15,6 @@ What is touched, why there, all undone by `Patches.undo`:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,8 +30,6 @@ from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
-
-log = logging.getLogger(__name__)
 
 # the format stores zero − 1 in an unsigned field
 LOWEST_ZERO = 1
@@ -98,16 +95,13 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         config = self.quantize_config
         if config.magr is None:
             return original(self, *args, **kwargs)
-        config.magr_report = RunReport()
         names = {id(module): name for name, module in self.model.named_modules()}
-        token = _run.set(_Run(config.magr, config.bits, config.magr_report, names))
-        try:
-            result = original(self, *args, **kwargs)
-        finally:
-            _run.reset(token)
-        config.magr_report.require_some()
-        log.info(config.magr_report.summary())
-        return result
+        with reported_run(config) as report:
+            token = _run.set(_Run(config.magr, config.bits, report, names))
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                _run.reset(token)
 
     return quantize
 

@@ -1,0 +1,240 @@
+"""Five roads from a model to a checkpoint, with and without `magr`, each loaded and scored elsewhere.
+
+    .venv/modern/bin/python eval/roads.py run --out eval/results/roads
+    .venv/autogptq/bin/python eval/roads.py run --out eval/results/roads
+    .venv/modern/bin/python eval/roads.py table --out eval/results/roads
+
+`run` takes the roads that are installed in its environment: GPTQModel, optimum, transformers and
+llm-compressor in one, AutoGPTQ in the other. Each quantizes as its own documentation says, in groups
+of 128 with its own defaults; `magr=True` is the only difference. A fresh process that never imports
+magr_gptq scores what was saved. Every cell is a JSON file in `--out`; one that is there is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import magr_gptq
+from magr_gptq.engines.run import environment
+from magr_gptq.engines.scoring import score
+from magr_gptq.text import load_text, random_windows
+
+DEMO = Path(str(files("magr_gptq") / "demo"))
+CONTEXT = 256
+GROUP_SIZE = 128
+BITS = (4, 3, 2)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One checkpoint to make from the demo's model. texts: calibration text, cut into windows."""
+
+    bits: int
+    magr: bool
+    texts: list[str]
+    out: Path
+    model: str = str(DEMO / "model")
+
+    @property
+    def switch(self) -> dict[str, bool]:
+        """The keyword for a toolkit's config; left out where MagR is off."""
+        return {"magr": True} if self.magr else {}
+
+    def rows(self) -> list[dict[str, list[int]]]:
+        """The texts as token ids."""
+        encoded = AutoTokenizer.from_pretrained(self.model)(self.texts)["input_ids"]
+        return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in encoded]
+
+
+def by_gptqmodel(task: Task) -> None:
+    """`QuantizeConfig(..., magr=True)`."""
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    config = QuantizeConfig(
+        bits=task.bits, group_size=GROUP_SIZE, device="cpu", offload_to_disk=False, **task.switch
+    )
+    model = GPTQModel.load(task.model, config, backend=BACKEND.TORCH, dtype=torch.float32)
+    model.quantize(task.rows(), batch_size=8, backend=BACKEND.TORCH)
+    model.save(str(task.out))
+
+
+def by_autogptq(task: Task) -> None:
+    """`BaseQuantizeConfig(..., magr=True)`."""
+    from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+
+    config = BaseQuantizeConfig(bits=task.bits, group_size=GROUP_SIZE, desc_act=False, **task.switch)
+    model = AutoGPTQForCausalLM.from_pretrained(task.model, config, torch_dtype=torch.float32)
+    model.quantize(task.rows(), batch_size=8)
+    model.save_quantized(str(task.out), use_safetensors=True)
+
+
+def by_optimum(task: Task) -> None:
+    """`GPTQQuantizer(..., magr=True)`, saved by `save_pretrained`: see the README on its own `save`."""
+    from optimum.gptq import GPTQQuantizer
+
+    rows = [{name: [values] for name, values in row.items()} for row in task.rows()]
+    quantizer = GPTQQuantizer(bits=task.bits, group_size=GROUP_SIZE, dataset=rows, **task.switch)
+    model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float16)
+    quantizer.quantize_model(model).save_pretrained(task.out)
+
+
+def by_transformers(task: Task) -> None:
+    """`GPTQConfig(..., magr=True)`."""
+    from transformers import GPTQConfig
+
+    config = GPTQConfig(
+        bits=task.bits, group_size=GROUP_SIZE, dataset=task.texts, tokenizer=task.model, **task.switch
+    )
+    model = AutoModelForCausalLM.from_pretrained(task.model, quantization_config=config, dtype=torch.float16)
+    model.save_pretrained(task.out)
+
+
+def by_llmcompressor(task: Task) -> None:
+    """`MagRGPTQModifier(..., magr=True)`; without MagR llm-compressor's own GPTQModifier."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+
+    weights = {"num_bits": task.bits, "type": "int", "strategy": "group", "group_size": GROUP_SIZE}
+    modifier = (MagRGPTQModifier if task.magr else GPTQModifier)(
+        config_groups={"group_0": {"targets": ["Linear"], "weights": weights}},
+        ignore=["lm_head"], **task.switch,
+    )  # fmt: skip
+    dataset = Dataset.from_list(task.rows())
+    oneshot(
+        model=task.model, dataset=dataset, recipe=[modifier], output_dir=str(task.out),
+        num_calibration_samples=len(dataset), max_seq_length=CONTEXT,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Road:
+    """toolkit: see `magr_gptq.toolkits`.   module: installed where the road is.
+
+    loader: the engine of `score.py` that reads its checkpoints.
+    """
+
+    toolkit: str
+    module: str
+    quantize: Callable[[Task], None]
+    loader: str
+
+
+ROADS = {
+    "GPTQModel": Road("gptqmodel", "gptqmodel", by_gptqmodel, "gptqmodel"),
+    "AutoGPTQ": Road("auto-gptq", "auto_gptq", by_autogptq, "auto-gptq"),
+    "optimum": Road("optimum", "gptqmodel", by_optimum, "transformers"),
+    "transformers": Road("optimum", "gptqmodel", by_transformers, "transformers"),
+    "llm-compressor": Road("llm-compressor", "llmcompressor", by_llmcompressor, "transformers"),
+}
+
+
+def installed_roads() -> dict[str, Road]:
+    """Those that can be taken in this environment."""
+    return {name: road for name, road in ROADS.items() if importlib.util.find_spec(road.module)}
+
+
+def calibration_texts(rows: int) -> list[str]:
+    """Windows of the demo's calibration text, as text, since transformers takes nothing else."""
+    tokenizer = AutoTokenizer.from_pretrained(DEMO / "model")
+    tokens = tokenizer(load_text(str(DEMO / "text" / "calibration.txt")))["input_ids"]
+    # cut a little short: a window that starts amid a word may need more tokens than it had
+    windows = random_windows(tokens, rows, CONTEXT - 6, SEED)
+    return [tokenizer.decode(window) for window in windows]
+
+
+def measure(name: str, bits: int, magr: bool, *, rows: int, limit: int, log: Path) -> dict[str, Any]:
+    """Quantize on this road, save, have a vanilla process load and score it; nothing is kept."""
+    road = ROADS[name]
+    out = Path(tempfile.mkdtemp(prefix="road-"))
+    try:
+        task = Task(bits, magr, calibration_texts(rows), out)
+        start = time.perf_counter()
+        with magr_gptq.enabled(road.toolkit):
+            road.quantize(task)
+        seconds = time.perf_counter() - start
+        AutoTokenizer.from_pretrained(DEMO / "model").save_pretrained(out)
+        text = DEMO / "text" / "evaluation.txt"
+        found = score(str(out), text, engine=road.loader, seqlen=CONTEXT, limit=limit, log=log)
+    finally:
+        shutil.rmtree(out)
+    versions = {**found.pop("versions"), **_version_of(road.toolkit)}
+    return {
+        "road": name, "bits": bits, "group_size": GROUP_SIZE, "magr": magr, "rows": rows, "seed": SEED,
+        **found, "road_seconds": round(seconds, 1), "versions": versions,
+    }  # fmt: skip
+
+
+def _version_of(toolkit: str) -> dict[str, str]:
+    distribution = magr_gptq.toolkits.TOOLKITS[toolkit].distribution
+    return {distribution: version(distribution)}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every cell of the installed roads that has no result yet."""
+    os.environ.update(environment())
+    args.out.mkdir(parents=True, exist_ok=True)
+    # GPTQModel writes ./logs into the folder that it runs in
+    out, scratch = args.out.resolve(), tempfile.mkdtemp(prefix="roads-")
+    os.chdir(scratch)
+    for name, bits, magr in cells():
+        path = out / f"{name.lower()}-w{bits}-{'magr' if magr else 'gptq'}.json"
+        if name in installed_roads() and not path.exists():
+            found = measure(name, bits, magr, rows=args.rows, limit=args.limit, log=Path(scratch, "log"))
+            path.write_text(json.dumps(found, indent=2) + "\n")
+            print(f"{path.stem}: {found['perplexity']:.3f}", flush=True)
+
+
+def cells() -> Iterator[tuple[str, int, bool]]:
+    """Every road, bit width, and both sides."""
+    return ((name, bits, magr) for name in ROADS for bits in BITS for magr in (False, True))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print what was measured so far."""
+    found = [json.loads(path.read_text()) for path in args.out.glob("*.json")]
+    perplexities = {(cell["road"], cell["bits"], cell["magr"]): cell["perplexity"] for cell in found}
+    print("| perplexity, GPTQ → GPTQ+MagR | " + " | ".join(f"W{bits} g{GROUP_SIZE}" for bits in BITS) + " |")
+    print("|---|" + "---|" * len(BITS))
+    for name in ROADS:
+        pairs = [[perplexities.get((name, bits, magr)) for magr in (False, True)] for bits in BITS]
+        entries = ["" if None in pair else "{:.2f} → {:.2f}".format(*pair) for pair in pairs]
+        print(f"| {name} | " + " | ".join(entries) + " |")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="measure what is missing")
+    running.add_argument("--rows", type=int, default=128, help="calibration windows")
+    running.add_argument("--limit", type=int, default=256, help="scored windows of 256 tokens")
+    running.set_defaults(command=run)
+    printing = commands.add_parser("table", help="print the results so far")
+    printing.set_defaults(command=table)
+    for command in (running, printing):
+        command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Options that several commands take, each written once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
+SeqLen = Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")]
+Seed = Annotated[int, typer.Option(help="For the places of the windows.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that the model brings.")
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
+]
