@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.resources import files
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
@@ -33,7 +35,7 @@ from magr_gptq.errors import InputError
 
 BITS = (4, 3, 2)
 METHODS: dict[str, dict[str, Any] | None] = {"GPTQ": None, "GPTQ+MagR": {}}
-CALIBRATION_WINDOWS, SCORED_WINDOWS, WINDOW = 128, 128, 256
+CALIBRATION_WINDOWS, SCORED_WINDOWS, WINDOW = 96, 128, 256
 OUT, LOG, RESULTS = Path("magr-demo"), "demo.log", "results.json"
 
 
@@ -44,9 +46,9 @@ class Row:
     method: str
     bits: int
     group_size: int | None
+    seconds: float | None
     perplexity: float
     megabytes: float
-    seconds: float | None
 
 
 def demo(
@@ -64,7 +66,7 @@ def demo(
         folder = own_folder(out)
         rows = run(chosen, group_size, folder)
         console.print(table(rows))
-        console.print(f"Checkpoints, log and {RESULTS} are in {folder}")
+        console.print(f"Checkpoints, log and {RESULTS} are in {escape(str(folder))}", soft_wrap=True)
 
 
 def shipped_model() -> str:
@@ -99,48 +101,56 @@ def checkpoint(folder: Path, bits: int, method: str) -> Path:
 
 def run(model: str, group_size: int, folder: Path) -> list[Row]:
     """Every row of the table, under progress bars; they end up in results.json, too."""
-    rows: list[Row] = []
-    with progress_bars() as bars, Worker(folder / LOG) as worker:
+    with progress_bars() as bars, Worker(folder / LOG) as worker, ThreadPoolExecutor(1) as scorer:
         overall = bars.add_task("demo", total=1 + len(BITS) * len(METHODS))
         step = bars.add_task("", total=None)
-        for row in measure(model, group_size, folder, worker, bars, step):
-            rows.append(row)
+
+        def scored(path: str, engine: str, **made: Any) -> Row:
+            row = Row(**made, perplexity=perplexity(path, engine, worker.log), megabytes=megabytes(path))
             bars.advance(overall)
             bars.console.print(f"{row.method}, {row.bits} bits: perplexity {row.perplexity:.2f}")
+            return row
+
+        # a checkpoint is scored while the next one is made: neither keeps more than a core busy
+        plain = {"method": "unquantized", "bits": 16, "group_size": None, "seconds": None}
+        waiting = [scorer.submit(scored, model, "transformers", **plain)]
+        for job, method in jobs(model, group_size, folder):
+            seconds = quantize(job, f"{method}, {job.bits} bits", worker, bars, step)
+            made = {"method": method, "bits": job.bits, "group_size": group_size, "seconds": seconds}
+            waiting.append(scorer.submit(scored, job.out, "gptqmodel", **made))
+        bars.reset(step, description="scoring", total=None)
+        rows = [future.result() for future in waiting]
     (folder / RESULTS).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return rows
 
 
-def measure(
-    model: str, group_size: int, folder: Path, worker: Worker, bars: Progress, step: TaskID
-) -> Iterator[Row]:
-    """Score the model as it is, then quantize and score it with every method and number of bits."""
-
-    def scored(path: str, engine: str, name: str) -> float:
-        bars.reset(step, description=f"scoring {name} in a fresh process", total=None)
-        text = shipped_text("evaluation.txt")
-        found = score(path, text, engine=engine, seqlen=WINDOW, limit=SCORED_WINDOWS, log=worker.log)
-        return float(found["perplexity"])
-
-    perplexity = scored(model, "transformers", "the unquantized model")
-    yield Row("unquantized", 16, None, perplexity, megabytes(model), None)
+def jobs(model: str, group_size: int, folder: Path) -> Iterator[tuple[Job, str]]:
+    """Every number of bits by every method."""
     for bits in BITS:
         for method, magr in METHODS.items():
-            name = f"{method}, {bits} bits"
-            bars.reset(step, description=name, total=None)
-            job = Job(
+            yield Job(
                 model=model, out=str(checkpoint(folder, bits, method)), bits=bits, group_size=group_size,
                 calibration=str(shipped_text("calibration.txt")), samples=CALIBRATION_WINDOWS, seqlen=WINDOW,
                 magr=magr,
-            )  # fmt: skip
-            with output_folder(Path(job.out)) as unfinished:
-                outcome = worker.quantize(
-                    replace(job, out=str(unfinished)), partial(show_event, bars, step, f"{name}: ")
-                )
-            if outcome.warning:
-                show_warning(f"{name}, not as intended: {outcome.warning}")
-            perplexity = scored(job.out, "gptqmodel", name)
-            yield Row(method, bits, group_size, perplexity, megabytes(job.out), outcome.seconds)
+            ), method  # fmt: skip
+
+
+def quantize(job: Job, name: str, worker: Worker, bars: Progress, step: TaskID) -> float:
+    """Quantize and save; the seconds that the toolkit took."""
+    bars.reset(step, description=name, total=None)
+    with output_folder(Path(job.out)) as unfinished:
+        outcome = worker.quantize(
+            replace(job, out=str(unfinished)), partial(show_event, bars, step, f"{name}: ")
+        )
+    if outcome.warning:
+        show_warning(f"{name}, not as intended: {outcome.warning}")
+    return outcome.seconds
+
+
+def perplexity(path: str, engine: str, log: Path) -> float:
+    """Of the shipped evaluation text, in a fresh process."""
+    text = shipped_text("evaluation.txt")
+    return float(score(path, text, engine=engine, seqlen=WINDOW, limit=SCORED_WINDOWS, log=log)["perplexity"])
 
 
 def megabytes(folder: str) -> float:

@@ -68,10 +68,10 @@ def inspect(
         show(layers)
         if json_file:
             json_file.write_text(json.dumps(record(job, widths, layers), indent=1) + "\n")
-            console.print(f"Numbers in {json_file}", markup=False)
+            console.print(f"Numbers in {json_file}", markup=False, soft_wrap=True)
         if figure:
             draw(layers, figure)
-            console.print(f"Figure in {figure}", markup=False)
+            console.print(f"Figure in {figure}", markup=False, soft_wrap=True)
 
 
 def parse_widths(text: str, group_size: int) -> tuple[int, ...]:

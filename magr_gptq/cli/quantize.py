@@ -146,7 +146,8 @@ def run(job: Job) -> Outcome:
     out = Path(job.out)
     for folder in leftovers(out):
         console.print(
-            f"{escape(str(folder))} is of a run that was killed, or is still at work; it is left alone"
+            f"{escape(str(folder))} is of a run that was killed, or is still at work; it is left alone",
+            soft_wrap=True,
         )
     log = out.with_name(f"{out.name}.{LOG}")
     with output_folder(out) as folder:
@@ -188,7 +189,10 @@ def show(job: Job, outcome: Outcome) -> None:
     toolkit = f"{job.engine} {outcome.versions[job.engine]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
     show_totals(outcome)
-    console.print(f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})")
+    console.print(
+        f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",
+        soft_wrap=True,
+    )
     console.print("\nLoad it anywhere, without magr_gptq:")
     console.print(escape(LOADING[job.engine].format(out=job.out)), style="cyan", soft_wrap=True)
     if outcome.warning:
