@@ -7,7 +7,7 @@
 `run` takes the roads that are installed in its environment: GPTQModel, optimum, transformers and
 llm-compressor in one, AutoGPTQ in the other. Each quantizes as its own documentation says, in groups
 of 128 with its own defaults; `magr=True` is the only difference. A fresh process that never imports
-magr_gptq scores what was saved. Every cell is a JSON file in `--out`; one that is there is skipped.
+magr_gptq scores what was saved. Every cell is a JSON file in `--out`; those that are there are skipped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -31,13 +30,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import magr_gptq
 from magr_gptq.engines.run import environment
-from magr_gptq.engines.scoring import score
+from magr_gptq.engines.scoring import score_all
 from magr_gptq.text import load_text, random_windows
 
 DEMO = Path(str(files("magr_gptq") / "demo"))
 CONTEXT = 256
 GROUP_SIZE = 128
 BITS = (4, 3, 2)
+CELLS = [(bits, magr) for bits in BITS for magr in (False, True)]
 SEED = 0
 
 
@@ -161,25 +161,32 @@ def calibration_texts(rows: int) -> list[str]:
     return [tokenizer.decode(window) for window in windows]
 
 
-def measure(name: str, bits: int, magr: bool, *, rows: int, limit: int, log: Path) -> dict[str, Any]:
-    """Quantize on this road, save, have a vanilla process load and score it; nothing is kept."""
-    road = ROADS[name]
-    out = Path(tempfile.mkdtemp(prefix="road-"))
-    try:
-        task = Task(bits, magr, calibration_texts(rows), out)
-        start = time.perf_counter()
-        with magr_gptq.enabled(road.toolkit):
-            road.quantize(task)
-        seconds = time.perf_counter() - start
-        AutoTokenizer.from_pretrained(DEMO / "model").save_pretrained(out)
+Cell = tuple[int, bool]
+
+
+def measure(name: str, cells: list[Cell], *, rows: int, limit: int, log: Path) -> dict[Cell, dict[str, Any]]:
+    """Quantize on this road and save, every cell; then one vanilla process loads and scores them all."""
+    road, texts = ROADS[name], calibration_texts(rows)
+    seconds = {}
+    with tempfile.TemporaryDirectory(prefix="road-") as root, magr_gptq.enabled(road.toolkit):
+        folders = [Path(root, f"w{bits}-{magr}") for bits, magr in cells]
+        for cell, folder in zip(cells, folders, strict=True):
+            start = time.perf_counter()
+            road.quantize(Task(*cell, texts, folder))
+            seconds[cell] = round(time.perf_counter() - start, 1)
+            AutoTokenizer.from_pretrained(DEMO / "model").save_pretrained(folder)
         text = DEMO / "text" / "evaluation.txt"
-        found = score(str(out), text, engine=road.loader, seqlen=CONTEXT, limit=limit, log=log)
-    finally:
-        shutil.rmtree(out)
-    versions = {**found.pop("versions"), **_version_of(road.toolkit)}
+        found = score_all(
+            [str(folder) for folder in folders], text,
+            engine=road.loader, seqlen=CONTEXT, limit=limit, log=log,
+        )  # fmt: skip
+    shared = {"road": name, "group_size": GROUP_SIZE, "rows": rows, "seed": SEED}
     return {
-        "road": name, "bits": bits, "group_size": GROUP_SIZE, "magr": magr, "rows": rows, "seed": SEED,
-        **found, "road_seconds": round(seconds, 1), "versions": versions,
+        (bits, magr): {
+            **shared, "bits": bits, "magr": magr, "road_seconds": seconds[bits, magr],
+            **score, "versions": {**score["versions"], **_version_of(road.toolkit)},
+        }
+        for (bits, magr), score in zip(cells, found, strict=True)
     }  # fmt: skip
 
 
@@ -195,17 +202,18 @@ def run(args: argparse.Namespace) -> None:
     # GPTQModel writes ./logs into the folder that it runs in
     out, scratch = args.out.resolve(), tempfile.mkdtemp(prefix="roads-")
     os.chdir(scratch)
-    for name, bits, magr in cells():
-        path = out / f"{name.lower()}-w{bits}-{'magr' if magr else 'gptq'}.json"
-        if name in installed_roads() and not path.exists():
-            found = measure(name, bits, magr, rows=args.rows, limit=args.limit, log=Path(scratch, "log"))
-            path.write_text(json.dumps(found, indent=2) + "\n")
-            print(f"{path.stem}: {found['perplexity']:.3f}", flush=True)
+    for name in installed_roads():
+        paths = {cell: out / file_name(name, *cell) for cell in CELLS}
+        missing = [cell for cell, path in paths.items() if not path.exists()]
+        log = Path(scratch, "log")
+        for cell, found in measure(name, missing, rows=args.rows, limit=args.limit, log=log).items():
+            paths[cell].write_text(json.dumps(found, indent=2) + "\n")
+            print(f"{paths[cell].stem}: {found['perplexity']:.3f}", flush=True)
 
 
-def cells() -> Iterator[tuple[str, int, bool]]:
-    """Every road, bit width, and both sides."""
-    return ((name, bits, magr) for name in ROADS for bits in BITS for magr in (False, True))
+def file_name(road: str, bits: int, magr: bool) -> str:
+    """Of a cell's result."""
+    return f"{road.lower()}-w{bits}-{'magr' if magr else 'gptq'}.json"
 
 
 def table(args: argparse.Namespace) -> None:

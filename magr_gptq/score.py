@@ -1,11 +1,11 @@
-"""Perplexity of a model folder, by GPTQ's protocol, without magr_gptq.
+"""Perplexity of model folders, by GPTQ's protocol, without magr_gptq.
 
-    python -I magr_gptq/score.py MODEL_FOLDER TEXT.txt --engine gptqmodel
+    python -I magr_gptq/score.py MODEL_FOLDER... TEXT.txt --engine gptqmodel
 
 Run it by its path: it imports the vanilla toolkit only, and fails if magr_gptq got imported.
 The text is tokenized whole and cut into windows without overlap; the result is the exponent of
 the mean negative log-likelihood of every token that follows another in its window. One JSON
-line goes to stdout, everything that a toolkit prints to stderr.
+line a model goes to stdout, everything that a toolkit prints to stderr.
 """
 
 from __future__ import annotations
@@ -97,18 +97,18 @@ def perplexity(model: Any, windows: torch.Tensor, device: str) -> float:
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
 
 
-def score(args: argparse.Namespace) -> dict[str, Any]:
-    """Load, tokenize and measure."""
+def score(folder: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Load, tokenize and measure one model."""
     from transformers import AutoConfig, AutoTokenizer
 
     start = time.perf_counter()
     text = args.text.read_text(encoding="utf-8")
-    seqlen = min(args.seqlen, model_limit(AutoConfig.from_pretrained(args.model)))
-    tokens = AutoTokenizer.from_pretrained(args.model)(text)["input_ids"]
+    seqlen = min(args.seqlen, model_limit(AutoConfig.from_pretrained(folder)))
+    tokens = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
     windows = cut_windows(tokens, seqlen, args.limit)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     load, distribution = ENGINES[args.engine]
-    model = load(args.model, device + ":0" if device == "cuda" else device)
+    model = load(folder, device + ":0" if device == "cuda" else device)
     result = perplexity(model.eval(), windows, device)
     return {
         "perplexity": result,
@@ -125,14 +125,15 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
 def parse_arguments() -> argparse.Namespace:
     """The command line; wrong input ends it with one line that says what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", help="folder with the model and its tokenizer")
+    parser.add_argument("models", nargs="+", metavar="model", help="folder with a model and its tokenizer")
     parser.add_argument("text", type=Path, help="UTF-8 text file")
     parser.add_argument("--engine", choices=ENGINES, required=True)
     parser.add_argument("--seqlen", type=int, default=2048, help="at most the model's own limit")
     parser.add_argument("--limit", type=int, help="score only so many windows, spread evenly over the text")
     args = parser.parse_args()
-    if not Path(args.model, "config.json").is_file():
-        parser.error(f"{args.model} is no model folder: it has no config.json")
+    for folder in args.models:
+        if not Path(folder, "config.json").is_file():
+            parser.error(f"{folder} is no model folder: it has no config.json")
     if not args.text.is_file():
         parser.error(f"there is no file {args.text}")
     if args.seqlen < 2 or (args.limit is not None and args.limit < 1):
@@ -141,14 +142,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Score, then print one JSON line on the real stdout."""
+    """Score, and print one JSON line a model on the real stdout."""
     args = parse_arguments()
     # toolkits print banners; stdout is kept for the result
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    result = score(args)
-    assert "magr_gptq" not in sys.modules, "magr_gptq was imported: this score proves nothing"
-    print(json.dumps(result), file=answer, flush=True)
+    for folder in args.models:
+        result = score(folder, args)
+        assert "magr_gptq" not in sys.modules, "magr_gptq was imported: this score proves nothing"
+        print(json.dumps(result), file=answer, flush=True)
 
 
 if __name__ == "__main__":

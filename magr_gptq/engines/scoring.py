@@ -1,4 +1,4 @@
-"""Scoring a model folder in a fresh process that never imports magr_gptq."""
+"""Scoring model folders in a fresh process that never imports magr_gptq."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ SCRIPT = Path(__file__).parents[1] / "score.py"
 
 def score(model: str, text: Path, *, engine: str, seqlen: int, limit: int, log: Path) -> dict[str, Any]:
     """What `score.py` finds; the toolkit's output is appended to `log`."""
-    command = [sys.executable, "-I", str(SCRIPT), model, str(text), "--engine", engine]
+    return score_all([model], text, engine=engine, seqlen=seqlen, limit=limit, log=log)[0]
+
+
+def score_all(
+    models: list[str], text: Path, *, engine: str, seqlen: int, limit: int, log: Path
+) -> list[dict[str, Any]]:
+    """What `score.py` finds for each model, one after another in the same process."""
+    command = [sys.executable, "-I", str(SCRIPT), *models, str(text), "--engine", engine]
     command += ["--seqlen", str(seqlen), "--limit", str(limit)]
     with log.open("a") as sink:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=sink, text=True)
     if done.returncode:
-        raise EngineError(f"scoring {model} failed; what it printed is in {log}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+        raise EngineError(f"scoring {', '.join(models)} failed; what it printed is in {log}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
