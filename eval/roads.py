@@ -43,18 +43,21 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Task:
-    """One checkpoint to make from the demo's model. texts: calibration text, cut into windows."""
+    """One checkpoint to make from the demo's model.
+
+    magr: what the toolkit's keyword takes. texts: calibration text, cut into windows.
+    """
 
     bits: int
-    magr: bool
+    magr: bool | dict[str, Any]
     texts: list[str]
     out: Path
     model: str = str(DEMO / "model")
 
     @property
-    def switch(self) -> dict[str, bool]:
+    def switch(self) -> dict[str, Any]:
         """The keyword for a toolkit's config; left out where MagR is off."""
-        return {"magr": True} if self.magr else {}
+        return {"magr": self.magr} if self.magr else {}
 
     def rows(self) -> list[dict[str, list[int]]]:
         """The texts as token ids."""
@@ -90,7 +93,7 @@ def by_optimum(task: Task) -> None:
 
     rows = [{name: [values] for name, values in row.items()} for row in task.rows()]
     quantizer = GPTQQuantizer(bits=task.bits, group_size=GROUP_SIZE, dataset=rows, **task.switch)
-    model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
     quantizer.quantize_model(model).save_pretrained(task.out)
 
 
@@ -101,7 +104,7 @@ def by_transformers(task: Task) -> None:
     config = GPTQConfig(
         bits=task.bits, group_size=GROUP_SIZE, dataset=task.texts, tokenizer=task.model, **task.switch
     )
-    model = AutoModelForCausalLM.from_pretrained(task.model, quantization_config=config, dtype=torch.float16)
+    model = AutoModelForCausalLM.from_pretrained(task.model, quantization_config=config, dtype=torch.float32)
     model.save_pretrained(task.out)
 
 
@@ -205,6 +208,8 @@ def run(args: argparse.Namespace) -> None:
     for name in installed_roads():
         paths = {cell: out / file_name(name, *cell) for cell in CELLS}
         missing = [cell for cell, path in paths.items() if not path.exists()]
+        if not missing:
+            continue
         log = Path(scratch, "log")
         for cell, found in measure(name, missing, rows=args.rows, limit=args.limit, log=log).items():
             paths[cell].write_text(json.dumps(found, indent=2) + "\n")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import roads
 
+import magr_gptq
+
 # GPTQ's loss is 8 at 2 bits, 1 at 3 bits; at 4 bits, 0.2, the sides may lie level
 LEAST_GAIN = {4: -0.1, 3: 0.02, 2: 1.0}
 
@@ -22,6 +24,17 @@ def perplexities(request, tmp_path_factory) -> dict[tuple[int, bool], float]:
 @pytest.mark.parametrize("bits", roads.BITS)
 def test_magr_is_better_on_every_road(perplexities: dict[tuple[int, bool], float], bits: int) -> None:
     assert perplexities[bits, True] < perplexities[bits, False] - LEAST_GAIN[bits]
+
+
+UNKNOWN, CONFLICT = {"betta": 0.9}, {"alpha": 1e-3, "strength": 0.1}
+
+
+@pytest.mark.parametrize(("setting", "named"), [(UNKNOWN, "betta"), (CONFLICT, "strength")])
+@pytest.mark.parametrize("road", roads.installed_roads())
+def test_what_makes_no_sense_is_refused_by_name(road: str, setting: dict, named: str, tmp_path) -> None:
+    toolkit, quantize = roads.ROADS[road].toolkit, roads.ROADS[road].quantize
+    with magr_gptq.enabled(toolkit), pytest.raises((ValueError, TypeError), match=named):
+        quantize(roads.Task(3, setting, ["some text"], tmp_path))
 
 
 def test_every_environment_has_its_roads() -> None:
