@@ -56,9 +56,9 @@ def load_transformers(folder: str, device: str) -> Any:
     """Any model that transformers loads, computing in float32; a quantized one as its config says."""
     from transformers import AutoModelForCausalLM
 
-    # loaders of quantized weights refuse float32; their kernels compute in the dtype of their input
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
-    return model.float().to(device)
+    # transformers refuses to cast a quantized model, whose kernels compute in the dtype of their input
+    return torch.nn.Module.float(model).to(device)
 
 
 ENGINES = {
