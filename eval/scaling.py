@@ -20,6 +20,7 @@ from bench_methods import OURS
 from bench_shapes import MODELS, Blocks, Input, inputs_of, layer_counts
 
 from magr_gptq import MagRConfig
+from magr_gptq.solver import CHUNK_ELEMENTS
 
 ITERATIONS = MagRConfig().solver_iterations()
 # of magr_gptq.admm and magr_gptq.penalty: the variances, and one for each of two metrics
@@ -29,10 +30,9 @@ TOKENS = 128 * 2048
 FORWARDS = 2
 # reads and writes of a matrix [rows, columns] in an iteration: the product's own, and the rest of it
 PRODUCT_PASSES, FUSED_PASSES = 3, 6
-# plain torch: 21 outside the threshold's Newton steps, and 8 in each, of which there are about 4
-PLAIN_PASSES = 21 + 8 * 4
+# plain torch: 19 outside the threshold's Newton steps, and 8 in each, of which there are about 4
+PLAIN_PASSES = 19 + 8 * 4
 FLOAT = 4
-CHUNK = 2**26
 RANKS = (1, 2, 4, 8)
 
 
@@ -73,9 +73,14 @@ def gptq(rows: int, columns: int) -> float:
 
 
 def peak_bytes(rows: int, columns: int) -> float:
-    """Beyond weight and Hessian: result and float32 copy, and the larger of factorization and iterations."""
-    chunk = min(rows * columns, CHUNK)
-    return FLOAT * (2 * rows * columns + max(4 * columns**2, 2 * columns**2 + 5 * chunk))
+    """Beyond float32 weight and Hessian: two products; four chunks beside finished rows, or two results."""
+    size, chunk = rows * columns, min(rows * columns, CHUNK_ELEMENTS)
+    return FLOAT * (2 * columns**2 + max(size + 3 * chunk, 2 * size))
+
+
+def peak_bytes_cuda(rows: int, columns: int) -> float:
+    """The same on CUDA, where torch inverts the second factor in a copy."""
+    return max(peak_bytes(rows, columns), FLOAT * 3 * columns**2)
 
 
 def work(inputs: list[Input]) -> dict[str, float]:
@@ -126,12 +131,12 @@ def time_table(device: Device) -> list[list[str]]:
 
 def memory_table() -> list[list[str]]:
     """GB of the layer that needs most, in float32."""
-    rows = [["model", "layer", "weight", "Hessian", "MagR beyond them", "of 4W + 2H"]]
+    rows = [["model", "layer", "weight", "Hessian", "MagR beyond them", "of 4W + 2H", "on CUDA"]]
     for model in MODELS:
         m, n = max(layer_counts(model), key=lambda shape: peak_bytes(*shape))
         weight, hessian, peak = FLOAT * m * n, FLOAT * n**2, peak_bytes(m, n)
-        sizes = [f"{size / 1e9:.2f}" for size in (weight, hessian, peak)]
-        rows.append([model, f"{m} x {n}", *sizes, f"{peak / (4 * weight + 2 * hessian):.2f}"])
+        *sizes, cuda = (f"{size / 1e9:.2f}" for size in (weight, hessian, peak, peak_bytes_cuda(m, n)))
+        rows.append([model, f"{m} x {n}", *sizes, f"{peak / (4 * weight + 2 * hessian):.2f}", cuda])
     return rows
 
 

@@ -13,12 +13,13 @@ def descent(original: Tensor, hessian: Tensor, penalty: LinfPenalty, iterations:
         w ← prox_penalty(w − (w − ŵ)H)
 
     Args:
-        original: ŵ, [rows, columns].
-        hessian: [columns, columns] with largest eigenvalue 1, so that the objective never rises.
+        original: ŵ, [..., rows, columns].
+        hessian: [..., columns, columns] with largest eigenvalue 1, so that the objective never rises.
     """
     w = original.clone()
+    add_product_ = w.addmm_ if w.ndim == 2 else w.baddbmm_
     levels = None
     for _ in range(iterations):
-        w.addmm_(w - original, hessian, alpha=-1)
+        add_product_(w - original, hessian, alpha=-1)
         levels = penalty.prox_(w, levels=levels)
     return w

@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def group_views(matrix: Tensor, group_size: int) -> list[Tensor]:
-    """Views [rows, groups, size] that together cover matrix [rows, columns].
+    """Views [..., rows, groups, size] that together cover matrix [..., rows, columns].
 
     One view where group_size divides the columns, or is −1 (the whole row is one group);
     two where the last group is shorter.
     """
-    columns = matrix.shape[1]
+    columns = matrix.shape[-1]
     size = columns if group_size == -1 else min(group_size, columns)
     whole = columns - columns % size
-    views = [torch.unflatten(matrix[:, :whole], 1, (whole // size, size))]
+    views = [torch.unflatten(matrix[..., :whole], -1, (whole // size, size))]
     if whole < columns:
-        views.append(matrix[:, whole:].unsqueeze(1))
+        views.append(matrix[..., whole:].unsqueeze(-2))
     return views
 
 

@@ -23,7 +23,7 @@ def threshold(
         magnitudes: [..., n], a = |v| ≥ 0.
         t: weight of the penalty, ≥ 0; broadcasts against [..., 1].
         squared: which of the two penalties.
-        metric: m > 0, [groups, n] for magnitudes [..., groups, n]; None is all ones.
+        metric: m > 0, broadcasts against the magnitudes [..., groups, n]; None is all ones.
         start: θ of a nearby problem, [..., 1].
 
     Returns:
@@ -68,7 +68,7 @@ def _newton_step(
 def _weigh(values: Tensor, metric: Tensor | None) -> Tensor:
     if metric is None:
         return values.sum(-1, keepdim=True)
-    return torch.einsum("...gn,gn->...g", values, metric).unsqueeze(-1)
+    return torch.einsum("...gn,...gn->...g", values, metric).unsqueeze(-1)
 
 
 def _clip(v: Tensor, t: Tensor | float, *, squared: bool) -> Tensor:

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from magr_gptq.kernels import sweep_block_
+
 BLOCK = 128
-
-
-class _Grid(NamedTuple):
-    """scale·(code − zero) for every weight, [rows, columns]."""
-
-    scale: Tensor
-    zero: Tensor
-    lowest: int
-    highest: int
-
-    def columns(self, some: slice) -> _Grid:
-        return self._replace(scale=self.scale[:, some], zero=self.zero[:, some])
-
-    def nearest(self, values: Tensor, column: int) -> Tensor:
-        """The nearest grid points to one column's values, [rows]."""
-        scale, zero = self.scale[:, column], self.zero[:, column]
-        code = (values / scale + zero).round_().clamp_(self.lowest, self.highest)
-        return (code - zero) * scale
 
 
 def coordinate_descent(
@@ -57,32 +39,17 @@ def coordinate_descent(
     """
     found = quantized.clone()
     for _ in range(sweeps):
-        if not _sweep(found, (original - found) @ hessian, hessian, _Grid(scale, zero, lowest, highest)):
+        residual = (original - found) @ hessian
+        # read once a sweep, so that a GPU need not wait for each block
+        moved = torch.zeros((), dtype=torch.bool, device=found.device)
+        for start in range(0, found.shape[1], BLOCK):
+            block = slice(start, start + BLOCK)
+            moves = sweep_block_(
+                found[:, block], residual[:, block], hessian[block, block], scale[:, block], zero[:, block],
+                lowest=lowest, highest=highest,
+            )  # fmt: skip
+            residual.addmm_(moves, hessian[block], alpha=-1)
+            moved |= moves.any()
+        if not moved:
             break
     return found
-
-
-def _sweep(found: Tensor, residual: Tensor, hessian: Tensor, grid: _Grid) -> bool:
-    """Visit every column once; whether anything moved."""
-    moved = False
-    for start in range(0, found.shape[1], BLOCK):
-        block = slice(start, start + BLOCK)
-        moves = _sweep_block(found[:, block], residual[:, block], hessian[block, block], grid.columns(block))
-        residual.addmm_(moves, hessian[block], alpha=-1)
-        moved |= bool(moves.any())
-    return moved
-
-
-def _sweep_block(found: Tensor, residual: Tensor, hessian: Tensor, grid: _Grid) -> Tensor:
-    """The accepted moves of a block's columns, [rows, block], already made in `found`."""
-    local, moves = residual.clone(), torch.zeros_like(residual)
-    for j, curvature in enumerate(hessian.diagonal().tolist()):
-        if curvature <= 0:
-            continue  # no input ever reached this column
-        nearest = grid.nearest(found[:, j] + local[:, j] / curvature, j)
-        move = nearest - found[:, j]
-        accepted = move * (move * curvature - 2 * local[:, j]) < 0
-        moves[:, j] = torch.where(accepted, move, 0)
-        found[:, j] = torch.where(accepted, nearest, found[:, j])
-        local.addr_(moves[:, j], hessian[j], alpha=-1)
-    return moves

@@ -1,6 +1,7 @@
-"""`fused_update_` on saved inputs, on the GPU where there is one, else by Triton's interpreter.
+"""The fused kernels on saved inputs, on the GPU where there is one, else by Triton's interpreter.
 
-python dump_kernels.py INPUTS OUT     a list of argument sets, saved by torch; OUT gets the changed ones
+python dump_kernels.py INPUTS OUT     a list of (kernel, keyword arguments), saved by torch; OUT gets a
+                                      list of those arguments as they are afterwards, with the result
 
 A process of its own: the interpreter must be switched on before triton is first imported.
 """
@@ -17,16 +18,18 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
 from magr_gptq.kernels.fused import fused_update_  # noqa: E402
+from magr_gptq.kernels.fused_sweep import fused_sweep_block_  # noqa: E402
+
+KERNELS = {"update": fused_update_, "sweep": fused_sweep_block_}
 
 
 def main(inputs: str, out: str) -> None:
     """Run every argument set, and say where it ran."""
     results = []
-    for arguments in torch.load(inputs):
+    for name, arguments in torch.load(inputs):
         on_device = {k: x.to(DEVICE) if torch.is_tensor(x) else x for k, x in arguments.items()}
-        matrices = [on_device.pop(name) for name in ("v", "z", "original", "target", "t", "metric")]
-        levels = fused_update_(*matrices, **on_device)
-        results.append([tensor.cpu() for tensor in (*matrices[:4], levels)])
+        tensors = {"result": KERNELS[name](**on_device), **on_device}
+        results.append({k: x.cpu() for k, x in tensors.items() if torch.is_tensor(x)})
     torch.save(results, out)
     print(DEVICE)
 

@@ -101,6 +101,39 @@ def test_rows_are_independent_and_chunks_change_nothing(group_size: int, monkeyp
     torch.testing.assert_close(chunked.objective_after, whole.objective_after, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
+@pytest.mark.parametrize("group_size", [-1, 16, 20])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_a_batch_is_its_layers(config: MagRConfig, group_size: int, ordered: bool, monkeypatch) -> None:
+    monkeypatch.setattr(solver, "CHUNK_ELEMENTS", 3 * 4 * 48)
+    weight = torch.stack([weight_of(9, 48, seed) for seed in range(3)])
+    hessian = torch.stack([hessian_of(48, seed) * 1000.0**seed for seed in range(3)])
+    generator = torch.Generator().manual_seed(5)
+    orders = torch.rand(3, 48, generator=generator).argsort() if ordered else [None] * 3
+    settings = {"bits": 2, "group_size": group_size, "config": config}
+    whole = reduce(weight, hessian, order=orders if ordered else None, **settings)
+    for layer in range(3):
+        alone = reduce(weight[layer], hessian[layer], order=orders[layer], **settings)
+        torch.testing.assert_close(whole.weight[layer], alone.weight, rtol=0, atol=1e-6)
+        for name in ("objective_before", "objective_after", "largest_before", "largest_after"):
+            torch.testing.assert_close(getattr(whole, name)[layer], getattr(alone, name), rtol=1e-4, atol=0)
+
+
+def test_in_a_batch_each_layer_is_damped_and_skipped_by_itself() -> None:
+    weight = torch.stack([weight_of(4, 16, seed) for seed in range(3)])
+    sound, indefinite = hessian_of(16), hessian_of(16, seed=1)
+    indefinite -= 1e-3 * torch.linalg.eigvalsh(indefinite)[-1] * torch.eye(16)
+    hessian = torch.stack([sound, indefinite, torch.zeros(16, 16)])
+    with pytest.warns(UserWarning, match="Hessian is zero"):
+        found = reduce(weight, hessian, bits=2)
+    for layer in range(2):
+        alone = reduce(weight[layer], hessian[layer], bits=2)
+        torch.testing.assert_close(found.weight[layer], alone.weight, rtol=0, atol=1e-6)
+        assert (alone.objective_after < alone.objective_before).all()
+    assert torch.equal(found.weight[2], weight[2])
+    assert found.objective_after[2].eq(0).all()
+
+
 def test_short_memory_halves_the_chunk(monkeypatch) -> None:
     weight, hessian = weight_of(9, 48), hessian_of(48)
     whole = reduce(weight, hessian, bits=2)
@@ -190,6 +223,7 @@ def test_group_views_cover_a_short_last_group() -> None:
 
 BAD = [
     ({"weight": torch.zeros(4)}, "matrix"),
+    ({"weight": torch.ones(2, 2, 4)}, r"needs \(2, 4, 4\)"),
     ({"hessian": torch.eye(3)}, "hessian has shape"),
     ({"bits": 1}, "bits=1"),
     ({"bits": 2.5}, "bits=2.5"),

@@ -1,12 +1,15 @@
 """Over-relaxation, threshold, clip and dual update in one Triton kernel.
 
 Of device memory, v, z and ŵ are read once and v, z and target written once; while Newton's method runs,
-v stays in registers. The metric, and ŵ the second time, come from a cache.
+v stays in registers. The metric, and ŵ the second time, come from a cache. In a batch every layer has
+its own metric.
 """
 
 # Triton's decorator and its language carry no types
 # mypy: disable-error-code="untyped-decorator,no-untyped-def"
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -42,18 +45,19 @@ def fused_update_(
         ValueError: a matrix that is not contiguous float32.
     """
     _check({"v": v, "z": z, "original": original, "target": target})
-    rows, columns = v.shape
+    *shape, layer_rows, columns = v.shape
+    rows = math.prod(shape) * layer_rows
     size = columns if group_size == -1 else min(group_size, columns)
     groups = group_count(columns, group_size)
-    shared = t.expand(rows, groups)
-    found = torch.empty(rows, groups, dtype=v.dtype, device=v.device)
+    shared = t.expand(*shape, layer_rows, groups).flatten(0, -2)
+    found = torch.empty(*shape, layer_rows, groups, dtype=v.dtype, device=v.device)
     length = triton.next_power_of_2(size)
     together = max(1, TILE // length)
     _update_kernel[(triton.cdiv(rows * groups, together),)](
         v, z, original, target, shared,
         # some pointer, not read, where there is no metric or no level to start from
-        v if metric is None else metric, found if levels is None else levels, found,
-        rows * groups, groups, columns, size, shared.stride(0), shared.stride(1), relaxation,
+        v if metric is None else metric.contiguous(), found if levels is None else levels, found,
+        rows * groups, groups, layer_rows, columns, size, shared.stride(0), shared.stride(1), relaxation,
         SQUARED=squared, WEIGHTED=metric is not None, WARM=levels is not None,
         TOGETHER=together, LENGTH=length,
         num_warps=min(32, max(4, together * length // ELEMENTS_PER_WARP)),
@@ -72,7 +76,7 @@ def _check(matrices: dict[str, Tensor]) -> None:
 @triton.jit
 def _update_kernel(
     v_ptr, z_ptr, original_ptr, target_ptr, t_ptr, metric_ptr, levels_ptr, found_ptr,
-    count, groups, columns, size, t_row_stride, t_group_stride, relaxation,
+    count, groups, layer_rows, columns, size, t_row_stride, t_group_stride, relaxation,
     SQUARED: tl.constexpr, WEIGHTED: tl.constexpr, WARM: tl.constexpr,
     TOGETHER: tl.constexpr, LENGTH: tl.constexpr,
 ):  # fmt: skip
@@ -84,6 +88,7 @@ def _update_kernel(
     column = group[:, None] * size + inside
     mask = live[:, None] & (inside < size) & (column < columns)
     offset = row.to(tl.int64)[:, None] * columns + column
+    metric_ptr += (row // layer_rows)[:, None] * columns + column
 
     original = tl.load(original_ptr + offset, mask=mask, other=0.0)
     z = tl.load(z_ptr + offset, mask=mask, other=0.0)
@@ -93,11 +98,11 @@ def _update_kernel(
     if WARM:
         theta = tl.load(levels_ptr + index, mask=live, other=0.0)
 
-    theta, _ = _newton_step(v, metric_ptr + column, mask, theta, t, SQUARED, WEIGHTED)
+    theta, _ = _newton_step(v, metric_ptr, mask, theta, t, SQUARED, WEIGHTED)
     mass = tl.full([TOGETHER], float("inf"), tl.float32)
     moving = 1
     while moving > 0:
-        proposed, now = _newton_step(v, metric_ptr + column, mask, theta, t, SQUARED, WEIGHTED)
+        proposed, now = _newton_step(v, metric_ptr, mask, theta, t, SQUARED, WEIGHTED)
         # from the left the steps only climb and the active mass only falls; no NaN can keep this going
         changed = now < mass
         theta = tl.where(changed, tl.maximum(theta, proposed), theta)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magr_gptq.penalty import LinfPenalty
+from magr_gptq.penalty import LinfPenalty, clip
 
 
 def plain_update_(
@@ -30,15 +30,16 @@ def plain_update_(
     over each group. target is the next product's left factor, z − u − ŵ.
 
     Args:
-        v, z, original, target: [rows, columns].
-        t: weight of every group's penalty, [rows, groups], or what broadcasts to it.
-        metric: diagonal of R, [columns]; None is all ones.
+        v, z, original, target: [rows, columns], or [batch, rows, columns], rows of several Hessians.
+        t: weight of every group's penalty, [..., rows, groups], or what broadcasts to it.
+        metric: diagonal of R, [columns] or [batch, columns]; None is all ones.
         levels: θ of the iteration before, or None.
 
     Returns:
-        θ, [rows, groups].
+        θ, [..., rows, groups].
     """
     v.add_(original, alpha=relaxation).sub_(z, alpha=relaxation)
-    found = LinfPenalty(t, group_size, squared).prox_(z.copy_(v), metric, levels)
+    found = LinfPenalty(t, group_size, squared).levels(torch.abs(v, out=target), metric, levels)
+    clip(v, found, group_size, out=z)
     torch.sub(z, v, out=target).add_(z).sub_(original)
     return found
