@@ -14,6 +14,7 @@ from magr_gptq.config import KAPPA, Candidate, MagRConfig
 from magr_gptq.definite import normalise
 from magr_gptq.gain import unbiased_gain
 from magr_gptq.refine import coordinate_descent
+from magr_gptq.scales import fitted_factors
 from magr_gptq.solver import reduce_each
 
 
@@ -34,6 +35,11 @@ class Rounded:
     def rows(self, picked: Tensor) -> Rounded:
         """Some of the rows."""
         return replace(self, weight=self.weight[picked], scale=self.scale[picked], zero=self.zero[picked])
+
+    def scaled(self, factors: Tensor) -> Rounded:
+        """The same codes on other scales; factors are [rows, groups]."""
+        weight = self.weight * factors[:, self.group_of.long()]
+        return replace(self, weight=weight, scale=self.scale * factors)
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,22 @@ class Layer:
         self._config = config or MagRConfig()
         self._levels = 2**bits
         self._candidates = self._config.candidates(bits, group_size)
+        strengths = [candidate.strength for candidate in self._candidates]
         reductions = reduce_each(
-            weight, hessian, [candidate.strength for candidate in self._candidates],
+            weight, hessian, strengths,
             bits=bits, group_size=group_size, order=order, config=self._config,
         )  # fmt: skip
         self._original = weight.detach().to(hessian.device, torch.float32)
         # a copy: toolkits damp and permute theirs in place
-        self._hessian, self._unit = normalise(hessian)
+        self._hessian, unit = normalise(hessian)
+        self._unit = float(unit)
         self._kept = max(reduction.kept for reduction in reductions)
-        reduced = torch.stack([reduction.weight for reduction in reductions])
-        self._shrinkage = squared_norm(self._original - reduced, self._hessian)
+        # one strength may come with several β
+        reduced = {c: reduction.weight for c, reduction in zip(strengths, reductions, strict=True)}
+        shrinkage = {c: squared_norm(self._original - rows, self._hessian) for c, rows in reduced.items()}
+        self._shrinkage = torch.stack([shrinkage[c] for c in strengths])
         self._largest = torch.stack([reduction.largest_after for reduction in reductions])
-        self.rows = reduced.flatten(0, 1)
+        self.rows = torch.cat([reduction.weight for reduction in reductions])
         betas = torch.tensor([candidate.beta for candidate in self._candidates]).to(self.rows)
         self.beta = betas.repeat_interleave(len(self._original))[:, None]
 
@@ -113,7 +123,8 @@ class Layer:
         columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
         original, hessian = self._original[:, :columns], self._hessian[:columns, :columns]
         quantized = rounded.weight.view(len(self._candidates), -1, columns)
-        errors = squared_norm(original - quantized, hessian)
+        # one by one: together they would need memory for as many differences
+        errors = torch.stack([squared_norm(original - candidate, hessian) for candidate in quantized])
         picked = choose(errors, self._shrinkage, KAPPA)
         every = torch.arange(len(original), device=picked.device)
         kept = self._finish(rounded.rows(picked * len(original) + every), original, hessian)
@@ -138,14 +149,31 @@ class Layer:
         )
 
     def _finish(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:
-        if self._config.refine:
-            group_of, lowest = kept.group_of.long(), kept.lowest
-            weight = coordinate_descent(
-                kept.weight, original, hessian, kept.scale[:, group_of], kept.zero[:, group_of],
-                lowest=lowest, highest=lowest + self._levels - 1, sweeps=self._config.refine,
-            )  # fmt: skip
-            kept = replace(kept, weight=weight)
-        if self._config.corrects_gain:
-            factor = unbiased_gain(original, kept.weight, hessian)[:, None]
-            kept = replace(kept, weight=kept.weight * factor, scale=kept.scale * factor)
-        return kept
+        """Sweeps, each of them on scales that are refitted first; at last the scales of what came out.
+
+        Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
+        """
+        for _ in range(self._config.refine):
+            on_scales = self._rescaled(kept, original, hessian)
+            kept = self._swept(on_scales, original, hessian)
+            if torch.equal(kept.weight, on_scales.weight):
+                return kept
+        return self._rescaled(kept, original, hessian)
+
+    def _swept(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:
+        group_of, lowest = kept.group_of.long(), kept.lowest
+        weight = coordinate_descent(
+            kept.weight, original, hessian, kept.scale[:, group_of], kept.zero[:, group_of],
+            lowest=lowest, highest=lowest + self._levels - 1, sweeps=1,
+        )  # fmt: skip
+        return replace(kept, weight=weight)
+
+    def _rescaled(self, kept: Rounded, original: Tensor, hessian: Tensor) -> Rounded:
+        """Group scales of least loss, then the factor on the row that undoes its bias."""
+        if not self._config.corrects_gain:
+            return kept
+        groups = kept.scale.shape[1]
+        if groups > 1:
+            kept = kept.scaled(fitted_factors(original, kept.weight, hessian, kept.group_of, groups))
+        gain = unbiased_gain(original, kept.weight, hessian)
+        return kept.scaled(gain[:, None].expand_as(kept.scale))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import gptq_round, grid_step, grouped, inverse_factor
+from baselines import gptq_grid, gptq_round, grid_step, grouped, inverse_factor
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.choice import squared_norm
 from magr_gptq.config import KAPPA
 from magr_gptq.layer import Layer, Rounded
+from magr_gptq.refine import coordinate_descent
 
 BITS = 2
 
@@ -106,3 +107,39 @@ def test_rows_are_independent_and_the_hessian_stays() -> None:
         some.settle(toolkit(some, hessian)).rounded.weight, picked, rtol=1e-4, atol=1e-5
     )
     assert torch.equal(hessian, before)
+
+
+def in_groups(config: MagRConfig, rows: int = 12, columns: int = 96, group_size: int = 32):
+    weight, hessian = weight_of(rows, columns), hessian_of(columns)
+    layer = Layer(weight, hessian, bits=BITS, group_size=group_size, config=config)
+    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, group_size, layer.beta)
+    zero, group_of = torch.full_like(scale, 2 ** (BITS - 1)), torch.arange(columns) // group_size
+    return weight, hessian, layer, layer.settle(Rounded(quantized, scale, zero, group_of)).rounded
+
+
+@pytest.mark.parametrize("refine", [0, 3])
+def test_scales_in_groups_have_the_least_loss_of_all_unbiased_ones(refine: int) -> None:
+    weight, hessian, _, kept = in_groups(MagRConfig(refine=refine))
+    codes = kept.weight / kept.scale[:, kept.group_of]
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    signal, energy = weight @ hessian, squared_norm(weight, hessian)
+    torch.testing.assert_close((signal * kept.weight).sum(1), energy, rtol=1e-3, atol=0)
+    loss = squared_norm(weight - kept.weight, hessian)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = kept.scaled(1 + 0.05 * torch.randn(kept.scale.shape, generator=generator)).weight
+        unbiased = other * (energy / (signal * other).sum(1))[:, None]
+        assert (squared_norm(weight - unbiased, hessian) >= loss * (1 - 1e-3)).all()
+
+
+def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = []
+
+    def seen(quantized, original, hessian, *_, **grid):
+        slopes.append((original @ hessian * quantized).sum(1) / squared_norm(original, hessian))
+        return coordinate_descent(quantized, original, hessian, *_, **grid)
+
+    monkeypatch.setattr("magr_gptq.layer.coordinate_descent", seen)
+    settle(MagRConfig(refine=3))
+    assert len(slopes) == 3
+    torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)
