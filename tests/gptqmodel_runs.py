@@ -15,8 +15,7 @@ TESTS = Path(__file__).parent
 
 
 def load(folder: str, **settings):
-    settings.setdefault("act_group_aware", False)
-    config = QuantizeConfig(device="cpu", offload_to_disk=False, **settings)
+    config = QuantizeConfig(device="cpu", **{"act_group_aware": False, "offload_to_disk": False, **settings})
     return GPTQModel.load(folder, quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16)
 
 

@@ -162,3 +162,12 @@ def test_outside_a_run_layers_are_rounded_as_ever() -> None:
         patch.setattr(torch.cuda, "synchronize", lambda: None)
         task.fasterquant()
     assert torch.equal(ours, task.layer.weight.data)
+
+
+def test_a_layer_with_bad_numbers_is_left_to_autogptq(caplog) -> None:
+    """Which raises, as it does without MagR; the log says why."""
+    bad = hessian_of(64) * float("nan")
+    for magr in (None, True):
+        with pytest.raises(torch.linalg.LinAlgError):
+            rounded(linear(weight_of(8, 64)), bad, 3, magr=magr)
+    assert "magr steps aside for layer: hessian holds NaN or infinity" in caplog.text

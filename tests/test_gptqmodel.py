@@ -295,3 +295,40 @@ def test_after_nan_the_toolkit_retries_on_the_layers_own_weight(switched_on, mon
     assert [layer.fallback for layer in config.magr_report.layers] == [
         "the toolkit met NaN and rounded without the Hessian"
     ]
+
+
+def spoil(monkeypatch, method: str, spoilt) -> None:
+    """Have GPTQ's method return something else for one layer."""
+    real = getattr(GPTQ, method)
+
+    def wrapped(self, *args, **kwargs):
+        found = real(self, *args, **kwargs)
+        return spoilt(self, found) if "down_proj" in self.name else found
+
+    monkeypatch.setattr(GPTQ, method, wrapped)
+
+
+def spoilt_hessian(task, hessian: torch.Tensor) -> torch.Tensor:
+    task.H = hessian * float("nan")
+    return task.H
+
+
+@pytest.mark.parametrize(
+    ("method", "spoilt", "outcome", "reason"),
+    [
+        ("finalize_hessian", spoilt_hessian, "skipped", "hessian holds NaN or infinity"),
+        ("hessian_inverse", lambda _task, _found: (None, 1.0), "fallen back", adapter.NOT_INVERTED),
+    ],
+    ids=["NaN", "not inverted"],
+)
+def test_a_layer_with_bad_numbers_does_not_end_the_run(
+    method, spoilt, outcome: str, reason: str, tiny, switched_on, monkeypatch
+) -> None:
+    spoil(monkeypatch, method, spoilt)
+    model = quantize(tiny["llama"], bits=3, group_size=32, magr=True)
+    report = model.quantize_config.magr_report
+    assert len(report.reduced) == len(LAYERS) - 1
+    (left,) = report.skipped
+    assert (left.name, left.outcome) == ("model.layers.0.mlp.down_proj", outcome)
+    assert reason in left.reason
+    assert [row["module"] for row in model.quant_log if row["loss"] == "rtn fallback"] == ["mlp.down_proj"]

@@ -293,3 +293,19 @@ def save_mixture(folder):
     AutoModelForCausalLM.from_config(config).half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("batched", [2, None])
+def test_a_layer_with_bad_numbers_is_left_to_llm_compressor(batched, warnings) -> None:
+    good, bad = (weight_of(32, 128), hessian_of(128)), (weight_of(32, 128), hessian_of(128) * float("nan"))
+    recipe = modifier(3, 32, batched_quantization=batched)
+    modules = round_layers(recipe, [good, bad])
+    reports = {layer.name: layer for layer in recipe.magr_report.layers}
+    assert {name: layer.outcome for name, layer in reports.items()} == {
+        "layer 0": "reduced",
+        "layer 1": "skipped",
+    }
+    assert "hessian holds NaN or infinity" in reports["layer 1"].reason
+    assert any("steps aside for layer 1" in line for line in warnings)
+    plain = round_layers(GPTQModifier(config_groups=scheme(3, 32)), [bad])
+    assert torch.equal(modules[1].weight, plain[0].weight)

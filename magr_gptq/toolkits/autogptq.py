@@ -15,6 +15,7 @@ What is touched, why there, all undone by `Patches.undo`:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from magr_gptq.layer import Layer, Rounded
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
+
+log = logging.getLogger(__name__)
 
 # the format stores zero − 1 in an unsigned field
 LOWEST_ZERO = 1
@@ -159,10 +162,17 @@ def _quantize_rows(
     task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, order: torch.Tensor | None
 ) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
-    layer = Layer(
-        _to_matrix(task.layer), task.H,
-        bits=run.bits, group_size=group_size, order=order, config=run.magr,
-    )  # fmt: skip
+    name = run.names[id(task.layer)]
+    try:
+        layer = Layer(
+            _to_matrix(task.layer), task.H,
+            bits=run.bits, group_size=group_size, order=order, config=run.magr,
+        )  # fmt: skip
+    except ValueError as error:
+        # the toolkit knows what it does about a layer with bad numbers
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=str(error)))
+        log.warning("magr steps aside for %s: %s", name, error)
+        return quantize()
     task.H = layer.coupling(task.H)
     weight = task.layer.weight
     own = weight.data
@@ -176,7 +186,6 @@ def _quantize_rows(
         settled = layer.settle(Rounded(_to_matrix(task.layer), scale, zero, group_of))
     finally:
         weight.data = own
-    name = run.names[id(task.layer)]
     run.report.add(LayerReport.of(name, run.bits, group_size, settled))
     kept = settled.rounded
     weight.data = _from_matrix(task.layer, kept.weight).to(own)

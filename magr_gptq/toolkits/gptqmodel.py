@@ -12,6 +12,8 @@ What is touched, why there, all undone by `Patches.undo`:
   which the toolkit rounds instead of a clone, while `module` is a stand-in of their shape; keep each
   row's best. Changed on the class, so every name bound to it, optimum's included, sees the change.
 - `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
+- `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
+  see `_resume`.
 """
 
 from __future__ import annotations
@@ -33,11 +35,14 @@ from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.layer import Layer, Rounded
+from magr_gptq.toolkits import _resume
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import restore_grid, shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
+
+NOT_INVERTED = "its Hessian could not be inverted, so the toolkit rounded it to nearest"
 
 
 def apply(patches: Patches) -> None:
@@ -48,6 +53,7 @@ def apply(patches: Patches) -> None:
     for task_class in (GPTQ, GPTAQ, FOEM):
         patches.wrap(task_class, "quantize", _quantize_layer, ("self", "blocksize"))
     patches.wrap(BaseQModel, "quantize", _quantize_model)
+    _resume.apply(patches)
 
 
 def _init(original: Callable[..., None]) -> Callable[..., None]:
@@ -188,10 +194,15 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     config, module = task.qcfg, task.module
     device = getattr(module, "target_device", None)
     hessian = task.finalize_hessian(target_device=device)
-    layer = Layer(
-        task.clone_module(device=hessian.device), hessian,
-        bits=config.bits, group_size=config.group_size, order=_order(task, hessian), config=magr,
-    )  # fmt: skip
+    try:
+        layer = Layer(
+            task.clone_module(device=hessian.device), hessian,
+            bits=config.bits, group_size=config.group_size, order=_order(task, hessian), config=magr,
+        )  # fmt: skip
+    except ValueError as error:
+        # one layer's bad numbers don't end a run of hours: the toolkit knows what it does about them
+        _step_aside(task, skipped=str(error))
+        return quantize()
     if magr.rounding == "nearest":
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()
@@ -207,7 +218,9 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         task.module = module
     weight, scale, zero, group_of, duration, loss, damp, samples = found
     settled = layer.settle(Rounded(weight, scale, zero, group_of))
-    config.magr_report.add(LayerReport.of(_name(task), config.bits, config.group_size, settled))
+    report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
+    # a loss in words tells of another way to round
+    config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):
         loss = settled.squared_error / 2 / samples  # as the toolkit counts it
     kept = settled.rounded

@@ -148,16 +148,27 @@ class MagRGPTQModifier(GPTQModifier):
 
     def _compress_batch(self, batch: list[Any]) -> None:
         """Round a stand-in for each module, all at once, and give the modules what came out."""
-        layers = [self._layer(module) for module in batch]
-        stand_ins = [self._stand_in(*pair) for pair in zip(batch, layers, strict=True)]
+        layers = self._layers(batch)
+        stand_ins = [self._stand_in(*pair) for pair in layers.items()]
         super().compress_module_list(stand_ins)
-        for module, layer, stand_in in zip(batch, layers, stand_ins, strict=True):
+        for (module, layer), stand_in in zip(layers.items(), stand_ins, strict=True):
             name = self._module_names.pop(stand_in)
             settled = layer.settle(stand_in.rounded())
             write_back(module, settled.rounded)
             report = LayerReport.of(name, *_grid(module.quantization_scheme.weights), settled)
             failed = name in self._rtn_fallback_module_names
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
+
+    def _layers(self, batch: list[Any]) -> dict[Any, Layer]:
+        """The modules' layers; what MagR can't reduce is left to llm-compressor, lest a run of hours end."""
+        layers = {}
+        for module in batch:
+            try:
+                layers[module] = self._layer(module)
+            except ValueError as error:
+                self._step_aside(module, str(error))
+                super().compress_module_list([module])
+        return layers
 
     def _layer(self, module: Any) -> Layer:
         args, hessian = module.quantization_scheme.weights, self._hessians[module]
