@@ -7,7 +7,7 @@ EXTRAS_autogptq := autogptq,cli,dev
 # most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
 WORKERS := -n 2 --dist loadfile
 
-.PHONY: setup demo test lint
+.PHONY: setup demo test lint test-matrix test-peers audit
 
 setup: .venv/modern/.installed .venv/autogptq/.installed
 
@@ -34,3 +34,22 @@ lint: .venv/modern/.installed
 	.venv/modern/bin/ruff check .
 	.venv/modern/bin/ruff format --check .
 	.venv/modern/bin/mypy
+
+# other releases than the pinned ones, each in a fresh environment: `make test-matrix ROWS="torch-oldest"`
+test-matrix:
+	$(PYTHON) eval/matrix.py $(ROWS)
+
+# the toolkits' own tests: `make test-peers PEERS="gptqmodel=DIR"` has their sources at hand
+test-peers: .venv/modern/.installed
+	.venv/modern/bin/python eval/peers.py $(PEERS)
+
+.venv/audit/.installed:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install pip-audit pip-licenses
+	@touch $@
+
+audit: audit-modern audit-autogptq
+
+# known vulnerabilities of what is pinned; strict, as a package that is not looked up would else pass
+audit-%: .venv/audit/.installed
+	.venv/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement requirements/$*.txt

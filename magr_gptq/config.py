@@ -54,7 +54,8 @@ class MagRConfig:
     search: False quantizes every row under one pair only, without the choice; a list of pairs
         (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
     refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30).
-    gain: undo the bias of every row's output in its scale. On but for preset "paper".
+    gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
+        rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
     """
 
