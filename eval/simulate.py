@@ -5,7 +5,8 @@ r"""Layer-by-layer quantization in memory, to study settings before they go thro
 
 SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"magr", "bits", and as needed "group_size",
 "seed", and for "magr" its settings, "magr": {...}}. Every finished setting adds one line to `--out`;
-settings whose name is there already are skipped, so a run can be resumed.
+settings whose name is there already for this model are skipped, so a run can be resumed. A line's
+"layers" are the four `Measures` of every layer, in the order in which they run.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
@@ -30,6 +32,7 @@ from magr_gptq.layer import Layer, Rounded
 from magr_gptq.text import load_text, random_windows
 
 CONTEXT = 256
+HIDDEN_ROWS = 16
 METHODS = ("rtn", "gptq", "magr")
 QuantizeLayer = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,34 +53,62 @@ class Setting:
             raise SystemExit(f"{self.name}: method {self.method!r} is unknown; use one of {METHODS}")
 
 
+class Measures(NamedTuple):
+    """What one layer's rounding cost, relative to tr(ŴHŴᵀ) = E.
+
+    loss: ‖Ŵ − Q‖²_H / E. shrinkage: ‖Ŵ − W'‖²_H / E. coherence: ‖ŴH(Ŵ − Q)ᵀ‖²_F / E².
+    bias: tr(ŴH(Ŵ − Q)ᵀ) / E, the part of its output that the layer has lost.
+    """
+
+    loss: float
+    shrinkage: float
+    coherence: float
+    bias: float
+
+    @classmethod
+    def of(cls, quantized: Tensor, reduced: Tensor, weight: Tensor, hessian: Tensor) -> Measures:
+        signal, error = weight @ hessian, weight - quantized
+        energy = float((signal * weight).sum())
+        along = signal @ error.T
+        return cls(
+            proxy_loss(quantized, weight, hessian),
+            proxy_loss(reduced, weight, hessian),
+            float(along.square().sum()) / energy**2,
+            float(along.diagonal().sum()) / energy,
+        )
+
+
 class LayerQuantizer:
     """`quantize_layer` of a setting; layers that share an input share one factorization."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
-        self.losses: list[float] = []
+        self.measures: list[Measures] = []
         self._hessian: Tensor | None = None
 
     def __call__(self, weight: Tensor, hessian: Tensor) -> Tensor:
         if hessian is not self._hessian:
             self._hessian, self._factor = hessian, inverse_factor(hessian)
-        quantized = self._quantize(weight, hessian)
-        self.losses.append(proxy_loss(quantized, weight, hessian))
+        quantized, reduced = self._quantize(weight, hessian)
+        self.measures.append(Measures.of(quantized, reduced, weight, hessian))
         return quantized
 
-    def _quantize(self, weight: Tensor, hessian: Tensor) -> Tensor:
+    def _quantize(self, weight: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer's rounded weight, and what of it was rounded."""
         s = self.setting
         live = weight * (hessian.diagonal() != 0)  # as toolkits do with inputs that never fired
         if s.method == "rtn":
-            return round_to_nearest(live, s.bits, s.group_size)
+            return round_to_nearest(live, s.bits, s.group_size), live
         if s.method == "gptq":
-            return gptq_round(live, self._factor, s.bits, s.group_size)
+            return gptq_round(live, self._factor, s.bits, s.group_size), live
         layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
         quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.beta)
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size
         group_of = torch.arange(weight.shape[1]) // size
-        return layer.settle(Rounded(quantized, step, zero, group_of)).rounded.weight
+        settled = layer.settle(Rounded(quantized, step, zero, group_of))
+        reduced = layer.rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
+        return settled.rounded.weight, reduced
 
 
 @torch.no_grad()
@@ -117,11 +148,18 @@ def perplexity(model: nn.Module, rows: Tensor) -> float:
     return score.perplexity(model, rows, str(rows.device))
 
 
+@torch.no_grad()
+def hidden_error(model: PreTrainedModel, original: PreTrainedModel, rows: Tensor) -> float:
+    """Squared distance of the last hidden states from the original model's, relative to those."""
+    found, wanted = (m.base_model(input_ids=rows, use_cache=False)[0] for m in (model, original))
+    return float((found - wanted).square().sum() / wanted.square().sum())
+
+
 def run(
-    setting: Setting, model: PreTrainedModel, calibration: Tensor, evaluation: Tensor
+    setting: Setting, original: PreTrainedModel, calibration: Tensor, evaluation: Tensor
 ) -> dict[str, object]:
     """Quantize a copy of the model and measure it."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(original)
     quantizer = LayerQuantizer(setting)
     start = time.perf_counter()
     calibrate_and_quantize(model, calibration, quantizer)
@@ -130,15 +168,18 @@ def run(
     return {
         **asdict(setting),
         "perplexity": round(value, 4),
-        "mean_proxy_loss": sum(quantizer.losses) / len(quantizer.losses),
+        "mean_proxy_loss": statistics.fmean(layer.loss for layer in quantizer.measures),
+        "layers": [[float(f"{x:.4g}") for x in layer] for layer in quantizer.measures],
+        "hidden_error": hidden_error(model, original, calibration[:HIDDEN_ROWS]),
         "quantize_seconds": round(quantized - start, 2),
         "evaluate_seconds": round(time.perf_counter() - quantized, 2),
     }
 
 
-def finished(out: Path) -> set[str]:
-    """Names in the results so far."""
-    return {json.loads(line)["name"] for line in out.read_text().splitlines()} if out.exists() else set()
+def finished(out: Path, model: str) -> set[str]:
+    """Names of this model's settings in the results so far."""
+    lines = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    return {line["name"] for line in lines if line["model"] == model}
 
 
 def append(out: Path, line: dict[str, object]) -> None:
@@ -165,13 +206,15 @@ def main() -> None:
     calibration = tokenizer(load_text(args.calibration))["input_ids"]
     evaluation = score.cut_windows(tokenizer(load_text(args.evaluation))["input_ids"], CONTEXT, args.limit)
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
-    done = finished(args.out)
+    named = {"model": str(args.model)}
+    done = finished(args.out, **named)
     if "unquantized" not in done:
-        append(args.out, {"name": "unquantized", "perplexity": round(perplexity(model, evaluation), 4)})
+        value = round(perplexity(model, evaluation), 4)
+        append(args.out, {**named, "name": "unquantized", "perplexity": value})
     for setting in settings:
         if setting.name not in done:
             rows = torch.tensor(random_windows(calibration, args.rows, CONTEXT, setting.seed))
-            append(args.out, run(setting, model, rows, evaluation))
+            append(args.out, named | run(setting, model, rows, evaluation))
 
 
 if __name__ == "__main__":
