@@ -86,7 +86,7 @@ def _with_magr(meta: dict[str, Any] | None, magr: Any) -> dict[str, Any] | None:
 
 def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def quantize_model(self: Any, model: Any, tokenizer: Any = None) -> Any:
-        """The original's run; with `magr` under a report, and with the names of the model's modules at hand."""
+        """The original's run; with `magr` under a report, which gets the names of the model's modules."""
         config = self.quantizeConfig
         config.magr = self.magr
         if config.magr is None:
