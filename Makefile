@@ -9,16 +9,18 @@ WORKERS := -n 2 --dist loadfile
 
 .PHONY: setup demo test lint test-matrix test-peers audit
 
-setup: .venv/modern/.installed .venv/autogptq/.installed
+setup:
+	@$(MAKE) --no-print-directory -j2 .venv/modern/.installed .venv/autogptq/.installed
 
-# newer files mean another installation; torch comes first, as builds of other packages import it
+# newer files mean another installation; torch comes first, as builds of other packages import it; what is
+# imported is compiled then, a small part of what is installed
 .venv/%/.installed: requirements/%.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 	  echo "Python 3.11 is needed and '$(PYTHON)' is none; run make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "== .venv/$*: installing .[$(EXTRAS_$*)]"
 	$(PYTHON) -m venv .venv/$*
-	.venv/$*/bin/python -m pip install "$$(grep '^torch==' requirements/$*.txt)"
-	.venv/$*/bin/python -m pip install -c requirements/$*.txt -e '.[$(EXTRAS_$*)]'
+	.venv/$*/bin/python -m pip install --no-compile "$$(grep '^torch==' requirements/$*.txt)"
+	.venv/$*/bin/python -m pip install --no-compile -c requirements/$*.txt -e '.[$(EXTRAS_$*)]'
 	@touch $@
 
 demo: .venv/modern/.installed

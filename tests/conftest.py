@@ -1,7 +1,8 @@
 """Which environment the tests run in, and quiet, offline toolkits.
 
 `MAGR_ENV` names the environment: "modern" has GPTQModel, "autogptq" has AutoGPTQ. A toolkit that
-its environment should have fails the tests when it is missing; it never skips them.
+its environment should have fails the tests when it is missing; it never skips them. Files that need
+torch and Python alone, the same in both environments, run in the first.
 
 `HYPOTHESIS_PROFILE=long` or `--hypothesis-profile=long` makes tests/test_fuzz.py try 10,000 examples.
 """
@@ -33,6 +34,14 @@ for profile, examples in (("short", 200), ("long", 10_000)):
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TOOLKIT_OF = {"modern": "gptqmodel", "autogptq": "auto_gptq"}
+
+NEED_NO_TOOLKIT = (
+    "baselines", "bench_solver", "compare_cells", "compare_results", "config", "convergence", "diagnostics",
+    "fuzz", "grid", "kernels", "layer", "matrix", "memory", "numerics", "prox", "recipes", "refine",
+    "report_html", "scales", "solver", "threads",
+)  # fmt: skip
+if os.environ.get("MAGR_ENV") == "autogptq":
+    collect_ignore = [f"test_{name}.py" for name in NEED_NO_TOOLKIT]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -120,6 +120,7 @@ def run(model: str, group_size: int, folder: Path) -> list[Row]:
             waiting.append(scorer.submit(scored, job.out, "gptqmodel", **made))
         bars.reset(step, description="scoring", total=None)
         rows = [future.result() for future in waiting]
+        bars.remove_task(step)
     (folder / RESULTS).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return rows
 
