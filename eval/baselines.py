@@ -175,6 +175,16 @@ def grid_step(weight: Tensor, bits: int, beta: float | Tensor = 1.0) -> Tensor:
     return 2 * beta / (2**bits - 1) * torch.where(largest > 0, largest, 1.0)
 
 
+def best_step(weight: Tensor, bits: int, factors: Tensor) -> Tensor:
+    """`grid_step` with the factor of least squared rounding error, of [rows, factors]."""
+    steps = grid_step(weight, bits) * factors
+    errors = [
+        (round_to_grid(weight, step, bits) - weight).square().sum(-1)
+        for step in torch.split(steps, 1, dim=-1)
+    ]
+    return steps.take_along_dim(torch.stack(errors, dim=-1).argmin(-1, keepdim=True), -1)
+
+
 def round_to_grid(weight: Tensor, step: Tensor, bits: int) -> Tensor:
     """The nearest of δ·(code − 2ᵇ⁻¹), code 0 … 2ᵇ − 1."""
     half = 2 ** (bits - 1)
@@ -198,7 +208,7 @@ def gptq_round(
     Args:
         weight: [rows, columns].
         factor: U of `inverse_factor`.
-        beta: factor on the step, one number or one a row, [rows, 1].
+        beta: factor on the step, one number, or those that each group of a row chooses from, [rows, factors].
     """
     return gptq_grid(weight, factor, bits, group_size, beta)[0]
 
@@ -209,6 +219,7 @@ def gptq_grid(
     """`gptq_round`, and the step of every group, [rows, groups]."""
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
+    factors = torch.atleast_2d(torch.as_tensor(beta, dtype=weight.dtype)).expand(len(weight), -1)
     # a column's weights lie together; a copy even where one row already does
     work = weight.T.clone(memory_format=torch.contiguous_format)
     result = torch.empty_like(work)
@@ -218,7 +229,7 @@ def gptq_grid(
         block, errors = work[start:end].clone(), torch.empty_like(work[start:end])
         for i in range(start, end):
             if i % size == 0:
-                step = grid_step(work[i : i + size].T, bits, beta).squeeze(-1)
+                step = best_step(work[i : i + size].T, bits, factors).squeeze(-1)
                 steps.append(step)
             current = block[i - start]
             result[i] = round_to_grid(current, step, bits)

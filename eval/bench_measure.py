@@ -129,7 +129,7 @@ def quality(
     scaled, penalty = hessian / problem.largest, Penalty(ALPHA, squared=False)
     factor = inverse_factor(problem.hessian)
     beta = MagRConfig().beta_for(problem.bits, -1)
-    own = derived_penalty(factor.double(), problem.bits, strength=MagRConfig().strength_for(problem.bits))
+    own = derived_penalty(factor.double(), problem.bits, strength=MagRConfig().first_strength)
 
     def loss_of(candidate: Tensor, beta: float) -> float:
         return proxy_loss(gptq_round(candidate, factor, problem.bits, beta=beta).double(), weight, hessian)

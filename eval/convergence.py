@@ -68,7 +68,7 @@ def capture(model_folder: Path, calibration: str, rows: int, layers: int) -> lis
 def curves(weight: Tensor, hessian: Tensor, bits: int, verify: bool) -> dict[str, list[float]]:
     """Per method, the per cent of the layer's gap that is left after each of ITERATIONS."""
     w, h = weight.double(), hessian.double()
-    penalty = derived_penalty(inverse_factor(h), bits, strength=MagRConfig().strength_for(bits))
+    penalty = derived_penalty(inverse_factor(h), bits, strength=MagRConfig().first_strength)
 
     def total(rows: Tensor) -> float:
         return float(objective(rows, w, h, penalty).sum())

@@ -102,7 +102,7 @@ class LayerQuantizer:
         if s.method == "gptq":
             return gptq_round(live, self._factor, s.bits, s.group_size), live
         layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
-        quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.beta)
+        quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.factors)
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size
         group_of = torch.arange(weight.shape[1]) // size

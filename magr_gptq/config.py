@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
 
-# c and β by bits, chosen by perplexity on several models (eval/README.md): first the pair that is used
-# without a search, then what each row chooses from, beside plain GPTQ
-STRENGTHS = {2: (0.03, 0.06), 3: (0.06, 0.12)}
-STRENGTHS_FROM_4_BITS = (0.12, 0.06)
-BETAS = {2: (0.8, 0.9, 1.0), 3: (0.9, 1.0)}
-BETAS_IN_GROUPS = {2: (0.85, 0.95), 3: (0.9, 1.0)}
-BETAS_FROM_4_BITS = (1.0,)
+# chosen by perplexity (eval/README.md): c, of which each row takes the best, or plain GPTQ; without a search,
+# the first
+STRENGTHS = (0.06, 0.03, 0.12)
+# and β by bits, of which each group takes the best, on the grid and on its mirror image
+BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
+BETAS_FROM_4_BITS = (1.0, 0.95, 0.9)
 # how many times extra the shrinkage counts when a row chooses
 KAPPA = 3.0
 DEFAULT_ITERATIONS = 8
@@ -24,36 +24,41 @@ PAPER_ITERATIONS = 150
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to quantize a row: the strength of its penalty, and the factor on its step.
+    """One way to quantize a row.
 
-    strength: the constant c; 0 keeps the original weight, None is the configuration's linear penalty.
+    strength: the constant c of its penalty; 0 keeps the original weight, None is the configuration's
+        linear penalty.
+    factors: those on the quantization step that each group of the row chooses from. A negative one turns
+        a symmetric grid round, which has one code more on one side of zero than on the other.
     """
 
     strength: float | None
-    beta: float
+    factors: tuple[float, ...] = (1.0,)
 
     PLAIN: ClassVar[Candidate]
 
 
-Candidate.PLAIN = Candidate(0.0, 1.0)
+Candidate.PLAIN = Candidate(0.0)
 
 
 @dataclass(frozen=True)
 class MagRConfig:
     """What `magr=` means; a field left at None follows from the preset, the bits and the group size.
 
-    A row is quantized under several pairs of strength and β, plain GPTQ among them, and keeps the best;
-    a strength, alpha or beta that is given is the only one tried.
+    A row is quantized under several strengths, plain GPTQ among them, and keeps the best; each of its groups
+    takes the best of several factors on its step, and a grid or its mirror image, whose step is negative.
+    A strength, alpha or beta that is given is the only one tried.
 
     preset: "default" is the penalty ½γ‖w‖∞² derived from bits and Hessian, solved by ADMM;
         "paper" is α‖w‖∞ solved by proximal gradient descent (arXiv 2406.00800).
     strength: the constant c of the derived penalty; dimensionless.
     alpha: the paper's α, for a Hessian scaled to λmax = 1; replaces the derived penalty.
-    beta: factor on the quantization step, 0 < β ≤ 1.
+    beta: factor on the quantization step, 0 < β ≤ 1; no grid is mirrored where it is given.
     iterations: of the preset's solver.
-    search: False quantizes every row under one pair only, without the choice; a list of pairs
+    search: False quantizes every row under one strength, without the choice; a list of pairs
         (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
-    refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30).
+    refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30). One
+        unless given, none in preset "paper" and with rounding "nearest".
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
         rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
@@ -65,7 +70,7 @@ class MagRConfig:
     beta: float | None = None
     iterations: int | None = None
     search: bool | tuple[tuple[float, float], ...] | None = None
-    refine: int = 0
+    refine: int | None = None
     gain: bool | None = None
     rounding: str = "gptq"
 
@@ -84,7 +89,7 @@ class MagRConfig:
                 f"magr: strength={self.strength!r} belongs to the derived penalty; "
                 "leave it out where alpha or preset='paper' is given"
             )
-        if not (type(self.refine) is int and self.refine >= 0):
+        if self.refine is not None and not (type(self.refine) is int and self.refine >= 0):
             raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
         if self.gain not in (None, True, False):
             raise ValueError(f"magr: gain={self.gain!r} must be True or False")
@@ -133,16 +138,17 @@ class MagRConfig:
         return 1e-3 if group_size == -1 else 1e-4
 
     def beta_for(self, bits: int, group_size: int) -> float:
-        """The factor on the quantization step."""
+        """The factor on the quantization step; where groups choose theirs, the middle one."""
         if self.beta is not None:
             return self.beta
         if self.preset == "paper":
             return _paper_beta(bits, group_size)
-        return _betas(bits, group_size)[0]
+        return statistics.median(_betas(bits))
 
-    def strength_for(self, bits: int) -> float:
+    @property
+    def first_strength(self) -> float:
         """The constant c of the derived penalty, without a search."""
-        return _strengths(bits)[0] if self.strength is None else self.strength
+        return STRENGTHS[0] if self.strength is None else self.strength
 
     def candidates(self, bits: int, group_size: int) -> tuple[Candidate, ...]:
         """What every row is quantized under; plain GPTQ first, where a row may choose."""
@@ -150,13 +156,19 @@ class MagRConfig:
         if self.alpha_for(group_size) is not None:
             strengths = (None,)
         else:
-            strengths = _strengths(bits) if self.strength is None else (self.strength,)
+            strengths = STRENGTHS if self.strength is None else (self.strength,)
         if isinstance(self.search, tuple):
-            return (Candidate.PLAIN, *(Candidate(*pair) for pair in self.search))
+            return (Candidate.PLAIN, *(Candidate(c, (beta,)) for c, beta in self.search))
+        factors = self._factors(bits, group_size)
         if not (self.preset == "default" if self.search is None else self.search):
-            return (Candidate(strengths[0], self.beta_for(bits, group_size)),)
-        betas = _betas(bits, group_size) if self.beta is None else (self.beta,)
-        return (Candidate.PLAIN, *(Candidate(c, beta) for c in strengths for beta in betas))
+            return (Candidate(strengths[0], factors),)
+        return (Candidate.PLAIN, *(Candidate(c, factors) for c in strengths))
+
+    def _factors(self, bits: int, group_size: int) -> tuple[float, ...]:
+        if self.beta is not None or self.preset == "paper":
+            return (self.beta_for(bits, group_size),)
+        betas = _betas(bits)
+        return (*betas, *(-beta for beta in betas))
 
     def with_beta(self, beta: float) -> MagRConfig:
         """The same with one factor on the step, where none was given."""
@@ -168,6 +180,12 @@ class MagRConfig:
     def corrects_gain(self) -> bool:
         """Whether the bias of every row's output is undone."""
         return self.preset == "default" if self.gain is None else self.gain
+
+    @property
+    def sweeps(self) -> int:
+        """How many sweeps of coordinate descent follow the rounding."""
+        unasked = self.preset == "default" and self.rounding == "gptq"
+        return int(unasked) if self.refine is None else self.refine
 
     def solver_iterations(self) -> int:
         """How many iterations the preset's solver makes."""
@@ -182,12 +200,8 @@ def _paper_beta(bits: int, group_size: int) -> float:
     return 0.95 if bits <= 3 else 1.0
 
 
-def _strengths(bits: int) -> tuple[float, ...]:
-    return STRENGTHS.get(bits, STRENGTHS_FROM_4_BITS)
-
-
-def _betas(bits: int, group_size: int) -> tuple[float, ...]:
-    return (BETAS if group_size == -1 else BETAS_IN_GROUPS).get(bits, BETAS_FROM_4_BITS)
+def _betas(bits: int) -> tuple[float, ...]:
+    return BETAS.get(bits, BETAS_FROM_4_BITS)
 
 
 def _parse_search(search: Any, config: MagRConfig) -> bool | tuple[tuple[float, float], ...] | None:

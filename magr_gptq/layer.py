@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,7 +49,7 @@ class Settled:
 
     rounded: [out, in] and its grids.
     picked: the candidate that each row kept, [out].
-    beta: mean over rows of the factor on the step.
+    beta: mean over rows of the factor on the step; None where groups chose theirs.
     largest_before, largest_after: mean over rows of max |w|, before rounding.
     squared_error: tr((Ŵ − Q)H(Ŵ − Q)ᵀ). loss: the same over tr(ŴHŴᵀ). plain_loss: loss of plain
         GPTQ, where it was a candidate.
@@ -57,7 +58,7 @@ class Settled:
 
     rounded: Rounded
     picked: Tensor
-    beta: float
+    beta: float | None
     largest_before: float
     largest_after: float
     squared_error: float
@@ -71,7 +72,8 @@ class Layer:
 
     rows: what the toolkit is to round in place of the layer's weight, [candidates·out, in] float32;
         not needed afterwards.
-    beta: the factor on the quantization step of every row, [candidates·out, 1].
+    factors: those on the quantization step that each group of a row chooses from, [candidates·out, factors];
+        see `least_error_factor`.
     """
 
     def __init__(
@@ -104,8 +106,7 @@ class Layer:
         self._shrinkage = torch.stack([shrinkage[c] for c in strengths])
         self._largest = torch.stack([reduction.largest_after for reduction in reductions])
         self.rows = torch.cat([reduction.weight for reduction in reductions])
-        betas = torch.tensor([candidate.beta for candidate in self._candidates]).to(self.rows)
-        self.beta = betas.repeat_interleave(len(self._original))[:, None]
+        self.factors = _even(self._candidates).to(self.rows).repeat_interleave(len(self._original), 0)
 
     def coupling(self, hessian: Tensor) -> Tensor:
         """The Hessian by which the toolkit is to spread rounding errors: its own, or without couplings."""
@@ -139,7 +140,7 @@ class Layer:
         return Settled(
             rounded=kept,
             picked=picked,
-            beta=statistics.fmean(self._candidates[candidate].beta for candidate in picked.tolist()),
+            beta=_mean_beta([self._candidates[candidate] for candidate in picked.tolist()]),
             largest_before=float(original.abs().amax(1).mean()),
             largest_after=float(self._largest[picked, every].mean()),
             squared_error=self._unit * error,
@@ -153,7 +154,7 @@ class Layer:
 
         Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
         """
-        for _ in range(self._config.refine):
+        for _ in range(self._config.sweeps):
             on_scales = self._rescaled(kept, original, hessian)
             kept = self._swept(on_scales, original, hessian)
             if torch.equal(kept.weight, on_scales.weight):
@@ -177,3 +178,15 @@ class Layer:
             kept = kept.scaled(fitted_factors(original, kept.weight, hessian, kept.group_of, groups))
         gain = unbiased_gain(original, kept.weight, hessian)
         return kept.scaled(gain[:, None].expand_as(kept.scale))
+
+
+def _even(candidates: Sequence[Candidate]) -> Tensor:
+    """Every candidate's factors, the first of them repeated where others have more: [candidates, factors]."""
+    most = max(len(candidate.factors) for candidate in candidates)
+    return torch.tensor([c.factors + c.factors[:1] * (most - len(c.factors)) for c in candidates])
+
+
+def _mean_beta(picked: Sequence[Candidate]) -> float | None:
+    if any(len(candidate.factors) > 1 for candidate in picked):
+        return None
+    return statistics.fmean(candidate.factors[0] for candidate in picked)

@@ -145,7 +145,7 @@ def reduce(
         ValueError: a shape, value, bits or group_size that makes no sense, with the remedy.
     """
     config = config or MagRConfig()
-    strength = config.strength_for(bits) if config.alpha_for(group_size) is None else None
+    strength = config.first_strength if config.alpha_for(group_size) is None else None
     return reduce_each(
         weight, hessian, (strength,), bits=bits, group_size=group_size, order=order, config=config
     )[0]

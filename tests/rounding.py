@@ -9,11 +9,12 @@ from magr_gptq.layer import Layer, Rounded
 
 
 def round_rows(layer: Layer, bits: int, group_size: int = -1) -> Rounded:
-    """The layer's rows on symmetric grids, one a group, of β times the step."""
+    """The layer's rows on symmetric grids, one a group, each with the last of its factors on the step."""
     columns = layer.rows.shape[1]
     group_of = torch.arange(columns) // (columns if group_size == -1 else group_size)
     groups = [layer.rows[:, group_of == group] for group in range(group_count(columns, group_size))]
-    scale = torch.stack([group.abs().amax(1) for group in groups], dim=1) * layer.beta * 2 / (2**bits - 1)
+    scale = torch.stack([group.abs().amax(1) for group in groups], dim=1) * 2 / (2**bits - 1)
+    scale = scale * layer.factors[:, -1:]
     scale = torch.where(scale == 0, 1.0, scale)
     zero = torch.full_like(scale, 2 ** (bits - 1))
     steps, middle = scale[:, group_of], zero[:, group_of]

@@ -59,23 +59,27 @@ def test_paper_preset(bits: int, group_size: int, alpha: float, beta: float) -> 
 
 
 def pairs(config: MagRConfig, bits: int, group_size: int = -1) -> list[tuple]:
-    return [(found.strength, found.beta) for found in config.candidates(bits, group_size)]
+    return [(found.strength, *found.factors) for found in config.candidates(bits, group_size)]
 
 
 PLAIN = (0.0, 1.0)
 
 
-def test_rows_choose_among_plain_gptq_and_every_pair() -> None:
-    found = pairs(MagRConfig(), 2)
-    assert found[0] == PLAIN
-    assert MagRConfig().candidates(2, -1)[0] == Candidate.PLAIN
-    strengths, betas = ({pair[i] for pair in found[1:]} for i in (0, 1))
-    assert len(found) == 1 + len(strengths) * len(betas) > 2
+@pytest.mark.parametrize("group_size", [-1, 64])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_rows_choose_among_plain_gptq_and_strengths_and_groups_among_factors(bits, group_size) -> None:
+    plain, *found = MagRConfig().candidates(bits, group_size)
+    assert plain == Candidate.PLAIN == Candidate(0.0, (1.0,))
+    assert len({candidate.strength for candidate in found}) == len(found) > 1
+    (factors,) = {candidate.factors for candidate in found}
+    assert factors[0] == 1
+    assert sorted(factors) == sorted(-factor for factor in factors)
+    assert MagRConfig().beta_for(bits, group_size) in factors
 
 
 def test_what_is_given_is_not_searched() -> None:
-    assert {beta for _, beta in pairs(MagRConfig(beta=0.7), 2)[1:]} == {0.7}
-    assert {strength for strength, _ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {0.5}
+    assert {tuple(factors) for _, *factors in pairs(MagRConfig(beta=0.7), 2)[1:]} == {(0.7,)}
+    assert {strength for strength, *_ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {0.5}
     assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (0.5, 0.7)]
     assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (None, 0.7)]
     assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (0.1, 0.9)]
@@ -83,6 +87,7 @@ def test_what_is_given_is_not_searched() -> None:
 
 def test_a_toolkit_can_fix_the_step() -> None:
     assert {beta for _, beta in pairs(MagRConfig().with_beta(1.0), 2)} == {1.0}
+    assert {beta for _, beta in pairs(MagRConfig(search=False).with_beta(1.0), 2)} == {1.0}
     assert pairs(MagRConfig(beta=0.9).with_beta(1.0), 2)[1:] == pairs(MagRConfig(beta=0.9), 2)[1:]
     listed = MagRConfig(search=[(0.1, 0.8), (0.1, 0.9), (0.2, 0.9)])
     assert pairs(listed.with_beta(1.0), 2) == [PLAIN, (0.1, 1.0), (0.2, 1.0)]
@@ -90,11 +95,18 @@ def test_a_toolkit_can_fix_the_step() -> None:
 
 def test_without_a_search_there_is_one_pair() -> None:
     config = MagRConfig(search=False)
-    assert pairs(config, 3) == [(config.strength_for(3), config.beta_for(3, -1))]
+    (found,) = config.candidates(3, -1)
+    assert found == MagRConfig().candidates(3, -1)[1]
+    assert found.strength == config.first_strength
     assert pairs(MagRConfig(preset="paper"), 2) == [(None, 0.8)]
-    searched = pairs(MagRConfig(preset="paper", search=True), 2)
-    assert searched[:2] == [PLAIN, (None, 0.8)]
-    assert all(strength is None for strength, _ in searched[1:])
+    assert pairs(MagRConfig(preset="paper", search=True), 2) == [PLAIN, (None, 0.8)]
+
+
+def test_one_sweep_follows_unless_given_or_meaningless() -> None:
+    assert MagRConfig().sweeps == MagRConfig(search=False).sweeps == 1
+    assert MagRConfig(preset="paper").sweeps == MagRConfig(rounding="nearest").sweeps == 0
+    assert [MagRConfig(preset=preset, refine=0).sweeps for preset in ("default", "paper")] == [0, 0]
+    assert MagRConfig(preset="paper", refine=30).sweeps == 30
 
 
 def test_the_default_corrects_the_gain_and_the_paper_does_not() -> None:

@@ -22,7 +22,7 @@ def share_left(group_size: int, iterations: int | None) -> float:
     """Of the objective's way from the start to the minimum."""
     weight, hessian = WEIGHT.double(), HESSIAN.double()
     factor = baselines.inverse_factor(hessian)
-    penalty = baselines.derived_penalty(factor, 2, group_size, MagRConfig().strength_for(2))
+    penalty = baselines.derived_penalty(factor, 2, group_size, MagRConfig().first_strength)
     config = MagRConfig(iterations=iterations)
     found = reduce(WEIGHT, HESSIAN, bits=2, group_size=group_size, config=config).weight.double()
     least = baselines.accelerated(weight, hessian, penalty, 4000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import gptq_grid, gptq_round, grid_step, grouped, inverse_factor
+from baselines import gptq_grid, gptq_round, inverse_factor
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce
@@ -18,8 +18,7 @@ BITS = 2
 
 def toolkit(layer: Layer, hessian: torch.Tensor) -> Rounded:
     """What a toolkit makes of the layer's rows: one symmetric scale a row."""
-    weight = gptq_round(layer.rows, inverse_factor(hessian), BITS, beta=layer.beta)
-    scale = grid_step(layer.rows, BITS, layer.beta)
+    weight, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, beta=layer.factors)
     zero = torch.full_like(scale, 2 ** (BITS - 1))
     return Rounded(weight, scale, zero, torch.zeros(weight.shape[1], dtype=torch.int32))
 
@@ -42,7 +41,7 @@ def test_no_row_is_above_plain_gptqs_criterion() -> None:
 
 
 def test_each_row_keeps_the_candidate_of_least_criterion() -> None:
-    config = MagRConfig(search=[(0.03, 0.8), (0.25, 1.0)], gain=False)
+    config = MagRConfig(search=[(0.03, 0.8), (0.25, 1.0)], gain=False, refine=0)
     weight, hessian, layer, settled = settle(config)
     quantized = toolkit(layer, hessian).weight.view(3, *weight.shape)
     strengths = (None, 0.03, 0.25)
@@ -85,11 +84,8 @@ def test_groups_and_codes_below_zero() -> None:
     """As llm-compressor counts: codes from −2 to 1, zero point 0."""
     weight, hessian = weight_of(8, 64), hessian_of(64)
     layer = Layer(weight, hessian, bits=BITS, group_size=16, config=MagRConfig(refine=2))
-    quantized = gptq_round(layer.rows, inverse_factor(hessian), BITS, 16, layer.beta)
-    sorted_values = grouped(quantized, 16).sort(-1).values
-    gaps = sorted_values.diff(dim=-1)
-    scale = torch.where(gaps > 1e-6, gaps, torch.inf).amin(-1)
-    assert scale.isfinite().all()
+    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, 16, layer.factors)
+    assert scale.lt(0).any()
     group_of = torch.arange(64) // 16
     settled = layer.settle(Rounded(quantized, scale, torch.zeros_like(scale), group_of, lowest=-2))
     codes = settled.rounded.weight / settled.rounded.scale[:, group_of]
@@ -112,9 +108,16 @@ def test_rows_are_independent_and_the_hessian_stays() -> None:
 def in_groups(config: MagRConfig, rows: int = 12, columns: int = 96, group_size: int = 32):
     weight, hessian = weight_of(rows, columns), hessian_of(columns)
     layer = Layer(weight, hessian, bits=BITS, group_size=group_size, config=config)
-    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, group_size, layer.beta)
+    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, group_size, layer.factors)
     zero, group_of = torch.full_like(scale, 2 ** (BITS - 1)), torch.arange(columns) // group_size
     return weight, hessian, layer, layer.settle(Rounded(quantized, scale, zero, group_of)).rounded
+
+
+def test_plain_gptq_keeps_its_step_where_groups_choose() -> None:
+    weight, _, layer, _ = in_groups(MagRConfig())
+    assert layer.factors.shape[1] > 1
+    assert layer.factors[: len(weight)].eq(1).all()
+    assert layer.factors[len(weight) :].lt(1).any(1).all()
 
 
 @pytest.mark.parametrize("refine", [0, 3])

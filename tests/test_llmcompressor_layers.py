@@ -27,7 +27,7 @@ from magr_gptq.toolkits import llmcompressor as adapter
 from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
 
 # no choice per row, and a step that shows
-ONE_BETA = {"search": False, "gain": False, "beta": 0.5}
+ONE_BETA = {"search": False, "gain": False, "refine": 0, "beta": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def prepared(monkeypatch) -> list[dict]:
     class Recording(Layer):
         def __init__(self, *args, **settings) -> None:
             super().__init__(*args, **settings)
-            seen.append({**settings, "rows": self.rows.clone(), "beta": self.beta.clone()})
+            seen.append({**settings, "rows": self.rows.clone(), "factors": self.factors.clone()})
 
     monkeypatch.setattr(adapter, "Layer", Recording)
     return seen
@@ -101,9 +101,11 @@ def test_steps_are_beta_times_those_of_the_reduced_weight(group_size, symmetric,
 
 def test_every_row_keeps_one_of_its_candidates(given) -> None:
     layers, pairs = [(weight_of(32, 128), hessian_of(128))], [(0.03, 0.85), (0.06, 0.95)]
-    (module,) = round_layers(modifier(2, 32, False, magr={"search": pairs, "gain": False}), layers)
+    (module,) = round_layers(
+        modifier(2, 32, False, magr={"search": pairs, "gain": False, "refine": 0}), layers
+    )
     assert given[0].shape == (1, 3 * 32, 128)
-    single = [{"search": False, "gain": False, "strength": c, "beta": beta} for c, beta in pairs]
+    single = [{"search": False, "gain": False, "refine": 0, "strength": c, "beta": beta} for c, beta in pairs]
     alone = [round_layers(modifier(2, 32, False, magr=magr), layers)[0] for magr in (False, *single)]
     kept = torch.stack([(module.weight - other.weight).abs().amax(1) < 1e-5 for other in alone])
     assert kept.any(0).all()
@@ -123,11 +125,11 @@ def test_a_batch_of_layers_is_rounded_as_each_alone(given) -> None:
 
 
 def test_batches_made_for_the_memory_are_cut_for_taller_layers(given, monkeypatch) -> None:
-    monkeypatch.setattr(helpers, "max_batch_size", lambda *_: 7)
-    layers = [(weight_of(8, 32, seed), hessian_of(32, seed)) for seed in range(8)]
-    # four bits have plain GPTQ and two other candidates
+    monkeypatch.setattr(helpers, "max_batch_size", lambda *_: 9)
+    layers = [(weight_of(8, 32, seed), hessian_of(32, seed)) for seed in range(10)]
+    # plain GPTQ and three other candidates
     round_layers(modifier(4, -1), layers)
-    assert [tuple(batch.shape) for batch in given] == [(2, 24, 32)] * 3 + [(1, 24, 32)] * 2
+    assert [tuple(batch.shape) for batch in given] == [(2, 32, 32)] * 4 + [(1, 32, 32)] * 2
 
 
 def test_rows_are_rounded_in_float32(prepared, given) -> None:
@@ -194,10 +196,10 @@ def test_observers_that_search_keep_their_step(observer: str, tiny, prepared) ->
     settings = {"config_groups": scheme(2, 32, observer=observer), "ignore": ["lm_head"]}
     quantize([searched := MagRGPTQModifier(**settings)], tiny)
     assert len(searched.magr_report.reduced) == len(prepared) == 7
-    assert all((layer["beta"] == 1).all() for layer in prepared)
+    assert all((layer["factors"] == 1).all() for layer in prepared)
     prepared.clear()
     round_layers(MagRGPTQModifier(**settings, magr={"beta": 0.9}), [(weight_of(8, 64), hessian_of(64))])
-    assert prepared[0]["beta"].unique().tolist() == pytest.approx([0.9, 1.0])
+    assert prepared[0]["factors"].unique().tolist() == pytest.approx([0.9, 1.0])
 
 
 REFUSED = {

@@ -49,9 +49,7 @@ def test_per_channel_no_row_grows(layer) -> None:
 @given(layer=layers())
 def test_with_groups_the_summed_penalty_does_not_grow(layer) -> None:
     weight, hessian, bits, group_size = layer
-    penalty = derived_penalty(
-        conditional_variances(hessian), bits, group_size, MagRConfig().strength_for(bits)
-    )
+    penalty = derived_penalty(conditional_variances(hessian), bits, group_size, MagRConfig().first_strength)
     found = reduce(weight, hessian, bits=bits, group_size=group_size)
     assert (penalty.value(found.weight) <= penalty.value(weight)).all()
 

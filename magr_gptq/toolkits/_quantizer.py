@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from magr_gptq.factors import least_error_factor
 from magr_gptq.grid import shrink_grid
 
 
 @contextmanager
-def shrunk_grid(quantizer: Any, *, beta: Tensor, bits: int, lowest_zero: int = 0) -> Iterator[None]:
-    """Let `quantizer.find_params` end with `shrink_grid`, by the factor beta [rows, 1].
+def shrunk_grid(quantizer: Any, *, factors: Tensor, bits: int, lowest_zero: int = 0) -> Iterator[None]:
+    """Let `quantizer.find_params` end with `shrink_grid`, by the best of the factors [rows, factors].
 
     Bound to the instance: its class stays the one that the toolkit tests for before it takes its
     fused kernel, and copies made for static groups carry it along.
@@ -23,9 +24,9 @@ def shrunk_grid(quantizer: Any, *, beta: Tensor, bits: int, lowest_zero: int = 0
 
     def find_shrunk_params(self: Any, x: Any, weight: bool = False) -> None:
         find_params(self, x, weight=weight)
-        self.scale, self.zero = shrink_grid(
-            self.scale, self.zero, beta=beta, bits=bits, lowest_zero=lowest_zero
-        )
+        scale, zero = self.scale, self.zero
+        best = least_error_factor(x.flatten(1), scale, zero, factors, lowest=0, highest=2**bits - 1)
+        self.scale, self.zero = shrink_grid(scale, zero, beta=best, bits=bits, lowest_zero=lowest_zero)
 
     quantizer.find_params = MethodType(find_shrunk_params, quantizer)
     try:

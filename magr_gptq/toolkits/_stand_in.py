@@ -8,6 +8,7 @@ import torch
 from llmcompressor.modifiers.gptq.helpers import update_batch_qparams
 from torch import Tensor
 
+from magr_gptq.factors import least_error_factor
 from magr_gptq.layer import Rounded
 
 
@@ -20,18 +21,19 @@ class StandIn(torch.nn.Module):
     Args:
         module: the layer whose place this takes; only its observer is changed.
         rows: [rows, in] float32, any number of rows; overwritten by what they are rounded to.
-        beta: factor on the quantization step of every row, [rows, 1].
+        factors: those on the quantization step that each group of a row chooses from, [rows, factors].
     """
 
     weight: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor
 
-    def __init__(self, module: Any, rows: Tensor, beta: Tensor) -> None:
+    def __init__(self, module: Any, rows: Tensor, factors: Tensor) -> None:
         super().__init__()
         self.quantization_scheme = module.quantization_scheme
-        self.weight_observer = module.weight_observer
-        shape = _observe(module.weight_observer, rows.to(module.weight), beta)
+        bits = module.quantization_scheme.weights.num_bits
+        self.weight_observer = _ChosenGrids(module.weight_observer, rows.to(module.weight), factors, bits)
+        shape = self.weight_observer.shape
         self.register_buffer("weight", rows)
         self.register_buffer("weight_scale", rows.new_empty(shape))
         self.register_buffer("weight_zero_point", rows.new_empty(shape))
@@ -55,18 +57,32 @@ def write_back(module: Any, rounded: Rounded) -> None:
     )
 
 
-def _observe(observer: Any, rows: Tensor, beta: Tensor) -> torch.Size:
-    """Let the observer see rows instead of what it saw before; its range shrinks to [β·min, β·max].
+class _ChosenGrids:
+    """In an observer's place: the grids that it finds for the rows, with the factor that suits each best.
 
-    The zero point −min/δ stays where it is, and llm-compressor clamps it to what can be stored.
-
-    Returns:
-        The shape of scales and zero points, [rows, groups].
+    The range shrinks about zero, so the zero point stays where it is; llm-compressor clamps it to what
+    can be stored.
     """
-    # an observer of weights ignores all but the first
-    del observer.min_vals, observer.max_vals
-    observer(rows)
-    observer.min_vals = (observer.min_vals * beta).to(rows.dtype)
-    observer.max_vals = (observer.max_vals * beta).to(rows.dtype)
-    shape: torch.Size = observer.min_vals.shape
-    return shape
+
+    def __init__(self, observer: Any, rows: Tensor, factors: Tensor, bits: int) -> None:
+        # an observer of weights ignores all but the first
+        del observer.min_vals, observer.max_vals
+        observer(rows)
+        self._qparams: dict[str, Tensor] = observer.get_qparams()
+        scale, zero = self._qparams["scale"], self._qparams["zero_point"]
+        half = 2 ** (bits - 1)
+        best = least_error_factor(
+            rows.float().unflatten(1, (scale.shape[1], -1)), scale[..., None].float(), zero[..., None],
+            factors[:, None], lowest=-half, highest=half - 1,
+        )  # fmt: skip
+        self._qparams["scale"] = (scale * best[..., 0]).to(scale)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of scales and zero points, [rows, groups]."""
+        shape: torch.Size = self._qparams["scale"].shape
+        return shape
+
+    def get_qparams(self) -> dict[str, Tensor]:
+        """What llm-compressor asks an observer for."""
+        return self._qparams

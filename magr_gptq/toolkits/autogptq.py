@@ -181,7 +181,7 @@ def _quantize_rows(
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
     lowest = 0 if task.quantizer.sym else LOWEST_ZERO
     try:
-        with shrunk_grid(task.quantizer, beta=layer.beta, bits=run.bits, lowest_zero=lowest):
+        with shrunk_grid(task.quantizer, factors=layer.factors, bits=run.bits, lowest_zero=lowest):
             scale, zero, group_of = quantize()
         settled = layer.settle(Rounded(_to_matrix(task.layer), scale, zero, group_of))
     finally:

@@ -210,7 +210,7 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     task.module_copy, stand_in = layer.rows, _StandIn(module, torch.empty_like(layer.rows), device)
     task.module = stand_in
     try:
-        with shrunk_grid(task.quantizer, beta=layer.beta, bits=config.bits):
+        with shrunk_grid(task.quantizer, factors=layer.factors, bits=config.bits):
             found = quantize()
         if task.module is not stand_in:
             return found  # the retry has quantized the layer's own weight
@@ -244,7 +244,7 @@ def _applicable(magr: MagRConfig, task: Any) -> MagRConfig:
     distance to Ŵ would lead away; the `mse` search chooses the step by itself.
     """
     if isinstance(task, (GPTAQ, FOEM)):
-        magr = replace(magr, search=False, gain=bool(magr.gain))
+        magr = replace(magr, search=False, refine=0, gain=bool(magr.gain))
     return magr.with_beta(1.0) if task.qcfg.mse else magr
 
 

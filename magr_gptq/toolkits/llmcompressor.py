@@ -182,7 +182,7 @@ class MagRGPTQModifier(GPTQModifier):
 
     def _stand_in(self, module: Any, layer: Layer) -> StandIn:
         """The stand-in that has the layer's rows, and takes over the module's statistics."""
-        stand_in = StandIn(module, layer.rows, layer.beta)
+        stand_in = StandIn(module, layer.rows, layer.factors)
         self._module_names[stand_in] = self._module_names[module]
         self._hessians[stand_in] = layer.coupling(self._hessians.pop(module))
         self._num_samples[stand_in] = self._num_samples.pop(module)

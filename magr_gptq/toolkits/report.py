@@ -27,7 +27,7 @@ class NothingReducedError(RuntimeError):
 class LayerReport:
     """One layer: what became of its magnitudes and its loss, or why MagR stepped aside.
 
-    beta: mean over rows of the factor on the step.
+    beta: mean over rows of the factor on the step; None where groups chose theirs.
     largest_before, largest_after: mean over rows of the largest magnitude, before rounding.
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
@@ -38,7 +38,7 @@ class LayerReport:
     name: str
     bits: int
     group_size: int
-    beta: float = 1.0
+    beta: float | None = None
     largest_before: float | None = None
     largest_after: float | None = None
     loss: float | None = None
