@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
 
-# chosen by perplexity (eval/README.md): c, of which each row takes the best, or plain GPTQ; without a search,
-# the first
-STRENGTHS = (0.06, 0.03, 0.12)
+# chosen by perplexity (eval/README.md): c, of which each row takes the best, or plain GPTQ; without a search
+# the first, as the weakest is the safest
+STRENGTHS = (0.03, 0.06, 0.12)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
 BETAS_FROM_4_BITS = (1.0, 0.95, 0.9)

@@ -43,6 +43,17 @@ NEED_NO_TOOLKIT = (
 if os.environ.get("MAGR_ENV") == "autogptq":
     collect_ignore = [f"test_{name}.py" for name in NEED_NO_TOOLKIT]
 
+# the longest first, or one worker would idle while the other ends with them
+LONGEST = (
+    "roads", "gptqmodel_round_trip", "patches", "torchrun", "compare", "cli", "reliability", "autogptq",
+    "compare_zero_shot", "llmcompressor", "optimum", "gptqmodel", "gptqmodel_resume", "fuzz",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     environment = os.environ.get("MAGR_ENV")

@@ -149,6 +149,7 @@ def test_transformers_reads_the_very_weights_that_were_rounded(index: int, order
     zero, highest = layer["weight_zero_point"].int(), 2 ** (bits - 1) - 1
     if symmetric:
         assert not zero.any()
+        assert (layer["weight_scale"] < 0).any()
     elif group_size == -1:
         # rows 0 and 1 have one sign only: their zero points lie at the ends of the field
         assert (zero[0], zero[1]) == (-highest - 1, highest)
