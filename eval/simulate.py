@@ -4,9 +4,9 @@ r"""Layer-by-layer quantization in memory, to study settings before they go thro
         --settings SETTINGS.json --out RESULTS.jsonl
 
 SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"magr", "bits", and as needed "group_size",
-"seed", and for "magr" its settings, "magr": {...}}. Every finished setting adds one line to `--out`;
-settings whose name is there already for this model are skipped, so a run can be resumed. A line's
-"layers" are the four `Measures` of every layer, in the order in which they run.
+"seed", "rows" of calibration, and for "magr" its settings, "magr": {...}}. Every finished setting adds
+one line to `--out`; settings whose name is there already for this model are skipped, so a run can be
+resumed. A line's "layers" are the four `Measures` of every layer, in the order in which they run.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Setting:
     group_size: int = -1
     magr: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
+    rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -213,7 +214,8 @@ def main() -> None:
         append(args.out, {**named, "name": "unquantized", "perplexity": value})
     for setting in settings:
         if setting.name not in done:
-            rows = torch.tensor(random_windows(calibration, args.rows, CONTEXT, setting.seed))
+            count = setting.rows or args.rows
+            rows = torch.tensor(random_windows(calibration, count, CONTEXT, setting.seed))
             append(args.out, named | run(setting, model, rows, evaluation))
 
 
