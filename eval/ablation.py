@@ -35,7 +35,8 @@ class Found(NamedTuple):
 def read(path: Path) -> list[Found]:
     """All settings but the unquantized model."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [Found(*line["name"].split(" | "), line["perplexity"]) for line in lines if "|" in line["name"]]
+    named = [(line["name"].split(" | "), line["perplexity"]) for line in lines if "|" in line["name"]]
+    return [Found(grid, part, value, perplexity) for (grid, part, value), perplexity in named]
 
 
 def table(found: list[Found]) -> str:

@@ -256,6 +256,7 @@ def test_layers_that_are_never_called_are_reported(tiny, warnings) -> None:
     (spare,) = used.magr_report.skipped
     assert (spare.name, spare.skipped) == ("model.layers.0.mlp.spare_proj", adapter.NEVER_CALLED)
     assert any("spare_proj" in line for line in warnings)
+    assert any("not as intended: 1 of 8 layers" in line for line in warnings)
 
 
 def test_experts_without_a_token_are_reported(tmp_path, warnings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from magr_gptq.engines.job import Job
 from magr_gptq.engines.layers import UNSEEN, InputsSeen, full_report, quantized_layers, refuse_shared
 from magr_gptq.errors import InputError
-from magr_gptq.toolkits.report import LayerReport, RunReport
+from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 
 class Pair(torch.nn.Module):
@@ -90,3 +91,13 @@ def test_packed_layers_are_found_by_their_buffers() -> None:
     model = Pair()
     model.second.register_buffer("qweight", torch.zeros(1))
     assert quantized_layers(model) == ["second"]
+
+
+@pytest.mark.parametrize("skipped", [1, 2])
+def test_a_run_in_python_warns_where_more_than_a_tenth_was_left_out(skipped: int, caplog) -> None:
+    with reported_run(SimpleNamespace()) as report:
+        for layer in range(10):
+            why = "starved" if layer < skipped else None
+            report.add(LayerReport(f"layer {layer}", 3, 128, skipped=why))
+    warned = "not as intended: 2 of 10 layers (20%): 2 skipped: starved" in caplog.text
+    assert warned == (skipped == 2)

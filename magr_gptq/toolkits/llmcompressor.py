@@ -114,6 +114,8 @@ class MagRGPTQModifier(GPTQModifier):
             self._complete_report()
             self._magr_report.require_some()
             logger.info(self._magr_report.summary())
+            if warning := self._magr_report.warning():
+                logger.warning("magr, not as intended: {}", warning)
         return finalized
 
     def compress_modules(self) -> None:

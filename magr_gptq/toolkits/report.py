@@ -143,7 +143,7 @@ class RunReport:
 
 @contextmanager
 def reported_run(config: Any) -> Iterator[RunReport]:
-    """A run with `magr` on: opens `config.magr_report`, and logs its summary where the run succeeds.
+    """A run with `magr` on: opens `config.magr_report`; logs its summary and its warning where it succeeds.
 
     Raises:
         NothingReducedError: the run went through, and no layer was reduced.
@@ -152,3 +152,5 @@ def reported_run(config: Any) -> Iterator[RunReport]:
     yield report
     report.require_some()
     log.info(report.summary())
+    if warning := report.warning():
+        log.warning("magr, not as intended: %s", warning)
