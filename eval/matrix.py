@@ -34,7 +34,10 @@ SHOWN = (
     "peft",
 )
 
-CORE = ("prox", "solver", "convergence", "refine", "layer", "grid", "config", "numerics", "threads", "fuzz")
+CORE = (
+    "prox", "solver", "convergence", "refine", "scales", "factors", "layer", "grid", "config", "numerics",
+    "threads", "fuzz",
+)  # fmt: skip
 GPTQMODEL = ("enable", "gptqmodel", "gptqmodel_round_trip")
 OPTIMUM = (*GPTQMODEL, "optimum")
 LLMCOMPRESSOR = ("enable", "llmcompressor", "llmcompressor_layers", "torchrun")

@@ -1,12 +1,12 @@
-"""Perplexity of plain GPTQ, the paper's presets and ours, through the real GPTQModel.
+"""Perplexity of plain GPTQ, its peers, the paper's presets and ours, through the real GPTQModel.
 
     python eval/quality.py run MODEL --calibration FILE --evaluation FILE --out eval/results/quality
     python eval/quality.py table --out eval/results/quality
 
-`run` quantizes, saves, and scores every saved checkpoint in a fresh process that never imports
-magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file in `--out`; cells
-that have one are skipped, so a run can be resumed. `table` prints mean ± standard deviation over
-the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed.
+The methods are those of quality.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
+process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file in
+`--out`; cells that have one are skipped, so a run can be resumed. `table` prints mean ± standard deviation
+over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,8 @@ from magr_gptq.engines.scoring import score
 
 CONTEXT = 256
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
-METHODS: dict[str, dict[str, Any] | None] = {
-    "gptq": None,
-    "paper": {"preset": "paper"},
-    "default": {},
-    "paper-30-sweeps": {"preset": "paper", "refine": 30},
-    "default-5-sweeps": {"refine": 5},
-}
+# by name, fields of `Job`
+METHODS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("quality.json").read_text())
 UNQUANTIZED = "unquantized"
 
 
@@ -72,7 +67,7 @@ def measure(cell: Cell, worker: Worker, args: argparse.Namespace) -> dict[str, A
         job = Job(
             model=str(args.model.resolve()), out=folder, calibration=str(args.calibration.resolve()),
             bits=cell.bits, group_size=cell.group_size, samples=args.rows, seqlen=CONTEXT, seed=cell.seed,
-            magr=METHODS[cell.method],
+            **METHODS[cell.method],
         )  # fmt: skip
         outcome = worker.quantize(job, listen=lambda _: None)
         found = scored(folder, "gptqmodel", worker.log, args)
@@ -116,7 +111,7 @@ def table(args: argparse.Namespace) -> None:
     print(f"unquantized {unquantized:.2f}\n")
     print("| perplexity | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
     print("|---|" + "---|" * len(GRIDS))
-    for method in METHODS:
+    for method in (name for name in METHODS if any(result["method"] == name for result in found)):
         columns = [values(found, method, grid) for grid in GRIDS]
         plain = [values(found, "gptq", grid) for grid in GRIDS]
         entries = [entry(c, p, unquantized) for c, p in zip(columns, plain, strict=True)]

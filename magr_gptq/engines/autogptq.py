@@ -50,7 +50,7 @@ def quantize(
 
 
 def _quantize_config(job: Job) -> Any:
-    options = {} if job.magr is None else {"magr": job.toolkit_magr}
+    options = job.options if job.magr is None else {**job.options, "magr": job.toolkit_magr}
     return BaseQuantizeConfig(
         bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act, **options
     )

@@ -96,8 +96,9 @@ def _quantize_config(job: Job, **options: Any) -> Any:
         # the toolkit rounds layers of fewer samples to nearest: that is, all of them
         options["fallback"] = Fallback(threshold=float("inf"))
     return QuantizeConfig(
-        bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act, **options
-    )
+        bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act,
+        **{**options, **job.options},
+    )  # fmt: skip
 
 
 def _parameters_to(model: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ class Job:
     model: folder or hub id. out: folder, absent or empty. calibration: see `magr_gptq.text`.
     method: "gptq", or "rtn" for rounding to nearest.
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
+    options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
     allow_pickle: load weights from pickle files, which can run code, too.
     """
@@ -33,6 +34,7 @@ class Job:
     seqlen: int = 2048
     seed: int = 0
     magr: dict[str, Any] | None = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
