@@ -4,9 +4,9 @@
     python eval/quality.py table --out eval/results/quality
 
 The methods are those of quality.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
-process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file in
-`--out`; cells that have one are skipped, so a run can be resumed. `table` prints mean ± standard deviation
-over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed.
+process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file
+in `--out`; cells that have one are skipped, so a run can be resumed. `table` prints mean ± standard
+deviation over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed.
 """
 
 from __future__ import annotations

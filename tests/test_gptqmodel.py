@@ -23,6 +23,8 @@ from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel_runs import quantize, run_vanilla
 
+from magr_gptq.engines import gptqmodel as engine
+from magr_gptq.engines.job import Job
 from magr_gptq.toolkits import gptqmodel as adapter
 
 TESTS = Path(__file__).parent
@@ -332,3 +334,11 @@ def test_a_layer_with_bad_numbers_does_not_end_the_run(
     assert (left.name, left.outcome) == ("model.layers.0.mlp.down_proj", outcome)
     assert reason in left.reason
     assert [row["module"] for row in model.quant_log if row["loss"] == "rtn fallback"] == ["mlp.down_proj"]
+
+
+def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
+    job = Job("model", "out", "text", bits=3, group_size=-1, options={"mse": 2.0, "damp_percent": 0.02})
+    with magr_gptq.enabled("gptqmodel"):
+        config = engine._quantize_config(job)
+    assert (config.mse, config.damp_percent, config.act_group_aware) == (2.0, 0.02, False)
+    assert config.magr == magr_gptq.MagRConfig()
