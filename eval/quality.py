@@ -2,11 +2,13 @@
 
     python eval/quality.py run MODEL --calibration FILE --evaluation FILE --out eval/results/quality
     python eval/quality.py table --out eval/results/quality
+    python eval/quality.py seconds --out eval/results/seconds
 
 The methods are those of quality.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
 process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file
 in `--out`; cells that have one are skipped, so a run can be resumed. `table` prints mean ± standard
-deviation over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed.
+deviation over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed;
+`seconds`, of cells that one run made, the time in the toolkit's quantize() as a multiple of plain GPTQ's.
 """
 
 from __future__ import annotations
@@ -135,6 +137,21 @@ def entry(perplexities: list[float], plain: list[float], unquantized: float) -> 
     return f"{mean:.2f}{spread}, {100 * (statistics.mean(plain) - mean) / gap:.0f} %"
 
 
+def seconds(args: argparse.Namespace) -> None:
+    """Print the least and the most times that each method took as long as plain GPTQ with the same seed."""
+    found = [json.loads(file.read_text()) for file in sorted(args.out.glob("*-seed*.json"))]
+    taken = {(r["method"], r["bits"], r["group_size"], r["seed"]): r["quantize_seconds"] for r in found}
+    print("| times plain GPTQ | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
+    print("|---|" + "---|" * len(GRIDS))
+    for method in dict.fromkeys(result["method"] for result in found):
+        entries = []
+        for grid in GRIDS:
+            seeds = [r["seed"] for r in found if (r["method"], r["bits"], r["group_size"]) == (method, *grid)]
+            times = [taken[(method, *grid, seed)] / taken[("gptq", *grid, seed)] for seed in seeds]
+            entries.append(f"{min(times):.2f}–{max(times):.2f}" if times else "")
+        print(f"| {method} | " + " | ".join(entries) + " |")
+
+
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -151,7 +168,9 @@ def main() -> None:
     running.set_defaults(command=run)
     printing = commands.add_parser("table", help="print the results so far")
     printing.set_defaults(command=table)
-    for command in (running, printing):
+    timing = commands.add_parser("seconds", help="print how long quantizing took")
+    timing.set_defaults(command=seconds)
+    for command in (running, printing, timing):
         command.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args()
     args.command(args)
