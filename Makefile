@@ -5,7 +5,7 @@ EXTRAS_modern := gptqmodel,optimum,llmcompressor,cli,zero-shot,eval,test,dev
 EXTRAS_autogptq := autogptq,cli,dev
 
 # most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 .PHONY: setup demo test lint test-matrix test-peers audit
 

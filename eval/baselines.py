@@ -219,7 +219,9 @@ def gptq_grid(
     """`gptq_round`, and the step of every group, [rows, groups]."""
     columns = weight.shape[1]
     size = columns if group_size == -1 else group_size
-    factors = torch.atleast_2d(torch.as_tensor(beta, dtype=weight.dtype)).expand(len(weight), -1)
+    factors = torch.atleast_2d(torch.as_tensor(beta, dtype=weight.dtype, device=weight.device)).expand(
+        len(weight), -1
+    )
     # a column's weights lie together; a copy even where one row already does
     work = weight.T.clone(memory_format=torch.contiguous_format)
     result = torch.empty_like(work)

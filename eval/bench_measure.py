@@ -128,10 +128,10 @@ def quality(
     weight, hessian = sample.weight.double(), problem.hessian.double()
     scaled, penalty = hessian / problem.largest, Penalty(ALPHA, squared=False)
     factor = inverse_factor(problem.hessian)
-    beta = MagRConfig().beta_for(problem.bits, -1)
+    factors = torch.tensor(MagRConfig(search=False).candidates(problem.bits, -1)[0].factors)
     own = derived_penalty(factor.double(), problem.bits, strength=MagRConfig().first_strength)
 
-    def loss_of(candidate: Tensor, beta: float) -> float:
+    def loss_of(candidate: Tensor, beta: float | Tensor) -> float:
         return proxy_loss(gptq_round(candidate, factor, problem.bits, beta=beta).double(), weight, hessian)
 
     def total(candidate: Tensor, matrix: Tensor, of: Penalty) -> float:
@@ -148,7 +148,7 @@ def quality(
         },
         "proxy_loss": {
             "gptq": loss_of(sample.weight, 1.0),
-            **{name: loss_of(x, beta) for name, x in solved.items()},
+            **{name: loss_of(x, factors) for name, x in solved.items()},
         },
     }
 

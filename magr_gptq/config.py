@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -102,7 +101,7 @@ class MagRConfig:
         return cls(
             preset="paper",
             alpha=config.alpha_for(group_size),
-            beta=config.beta_for(bits, group_size),
+            beta=config.betas_for(bits, group_size)[0],
             iterations=PAPER_ITERATIONS,
         )
 
@@ -137,13 +136,13 @@ class MagRConfig:
             return self.alpha
         return 1e-3 if group_size == -1 else 1e-4
 
-    def beta_for(self, bits: int, group_size: int) -> float:
-        """The factor on the quantization step; where groups choose theirs, the middle one."""
+    def betas_for(self, bits: int, group_size: int) -> tuple[float, ...]:
+        """The factors on the quantization step that groups choose from."""
         if self.beta is not None:
-            return self.beta
+            return (self.beta,)
         if self.preset == "paper":
-            return _paper_beta(bits, group_size)
-        return statistics.median(_betas(bits))
+            return (_paper_beta(bits, group_size),)
+        return BETAS.get(bits, BETAS_FROM_4_BITS)
 
     @property
     def first_strength(self) -> float:
@@ -165,10 +164,9 @@ class MagRConfig:
         return (Candidate.PLAIN, *(Candidate(c, factors) for c in strengths))
 
     def _factors(self, bits: int, group_size: int) -> tuple[float, ...]:
-        if self.beta is not None or self.preset == "paper":
-            return (self.beta_for(bits, group_size),)
-        betas = _betas(bits)
-        return (*betas, *(-beta for beta in betas))
+        betas = self.betas_for(bits, group_size)
+        mirrored = () if len(betas) == 1 else tuple(-beta for beta in betas)
+        return (*betas, *mirrored)
 
     def with_beta(self, beta: float) -> MagRConfig:
         """The same with one factor on the step, where none was given."""
@@ -198,10 +196,6 @@ def _paper_beta(bits: int, group_size: int) -> float:
     if group_size == -1:
         return {2: 0.8, 3: 0.9}.get(bits, 1.0)
     return 0.95 if bits <= 3 else 1.0
-
-
-def _betas(bits: int) -> tuple[float, ...]:
-    return BETAS.get(bits, BETAS_FROM_4_BITS)
 
 
 def _parse_search(search: Any, config: MagRConfig) -> bool | tuple[tuple[float, float], ...] | None:

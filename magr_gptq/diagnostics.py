@@ -166,9 +166,9 @@ def predicted_loss(
 def forecast(
     weight: Tensor, hessian: Tensor, *, bits: int, group_size: int = -1, config: MagRConfig | None = None
 ) -> Forecast:
-    """Reduce the weight under the configuration's first strength and β, and predict both losses.
+    """Reduce the weight under the configuration's first strength, and predict both losses, with the best β.
 
-    What a run does after rounding (a choice per row, sweeps of descent, gains) is not foreseen.
+    That is one β for all; what a run does besides (choices, mirrored grids, sweeps, gains) is not foreseen.
     Arguments as `reduce`.
 
     Raises:
@@ -177,15 +177,19 @@ def forecast(
     config = config or MagRConfig()
     original, hessian = weight.to(hessian.device, torch.float32), hessian.float()
     found = reduce(original, hessian, bits=bits, group_size=group_size, config=config)
-    beta = config.beta_for(bits, group_size)
     grid = {"bits": bits, "group_size": group_size}
+    losses = {
+        beta: predicted_loss(found.weight, original, hessian, **grid, beta=beta)
+        for beta in config.betas_for(bits, group_size)
+    }
+    beta = min(losses, key=losses.__getitem__)
     return Forecast(
         bits=bits,
         beta=beta,
         largest_before=found.largest_before,
         largest_after=found.largest_after,
         loss_before=predicted_loss(original, original, hessian, **grid),
-        loss_after=predicted_loss(found.weight, original, hessian, **grid, beta=beta),
+        loss_after=losses[beta],
     )
 
 

@@ -54,7 +54,7 @@ def test_paper_preset(bits: int, group_size: int, alpha: float, beta: float) -> 
     assert (config.alpha, config.beta, config.iterations) == (alpha, beta, 150)
     lazy = MagRConfig(preset="paper")
     assert lazy.alpha_for(group_size) == alpha
-    assert lazy.beta_for(bits, group_size) == beta
+    assert lazy.betas_for(bits, group_size) == (beta,)
     assert lazy.solver_iterations() == 150
 
 
@@ -74,7 +74,7 @@ def test_rows_choose_among_plain_gptq_and_strengths_and_groups_among_factors(bit
     (factors,) = {candidate.factors for candidate in found}
     assert factors[0] == 1
     assert sorted(factors) == sorted(-factor for factor in factors)
-    assert MagRConfig().beta_for(bits, group_size) in factors
+    assert MagRConfig().betas_for(bits, group_size) == factors[: len(factors) // 2]
 
 
 def test_what_is_given_is_not_searched() -> None:

@@ -53,13 +53,17 @@ def test_two_ranks_give_the_very_weights_of_one_where_the_sum_is_exact(runs) -> 
 def test_two_ranks_give_the_weights_of_one_to_the_tolerance_of_the_sum(runs) -> None:
     """The first block's inputs are the same, so only the order of summing 512 tokens differs.
 
-    That is a relative 1e-7 of the Hessian; it can only move a code that lies on an edge, and a scale
-    by the last of half precision's 11 bits. Later blocks see what became of such a code.
+    That is a relative 1e-7 of the Hessian; it can only move a code that lies on an edge, and with it the
+    scales that are fitted to its row; any other scale moves by the last of half precision's 11 bits. Later
+    blocks see what became of such a code.
     """
     one, two = tensors(runs, "single")
     first = [name for name in one if ".layers.0." in name]
     for name in (name for name in first if name.endswith("weight_scale")):
-        torch.testing.assert_close(two[name], one[name], rtol=2**-10, atol=0)
+        packed = name.replace("weight_scale", "weight_packed")
+        same = (one[packed] == two[packed]).all(1)
+        assert same.float().mean() > 0.9
+        torch.testing.assert_close(two[name][same], one[name][same], rtol=2**-10, atol=0)
     codes = [(nibbles(one[n]), nibbles(two[n])) for n in first if n.endswith("weight_packed")]
     differing = sum(int((a != b).sum()) for a, b in codes) / sum(a.numel() for a, _ in codes)
     assert differing < 1e-2
