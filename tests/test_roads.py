@@ -17,7 +17,7 @@ def perplexities(request, tmp_path_factory) -> dict[tuple[int, bool], float]:
     with pytest.MonkeyPatch.context() as patch:
         # GPTQModel writes ./logs
         patch.chdir(tmp_path_factory.mktemp("road"))
-        found = roads.measure(request.param, roads.CELLS, rows=32, limit=32, log=roads.Path("log"))
+        found = roads.measure(request.param, roads.CELLS, rows=16, limit=16, log=roads.Path("log"))
     return {cell: score["perplexity"] for cell, score in found.items()}
 
 

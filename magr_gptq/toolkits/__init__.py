@@ -39,14 +39,14 @@ class Toolkit:
 
 
 TOOLKITS = {
-    "gptqmodel": Toolkit("gptqmodel", "gptqmodel", "magr_gptq.toolkits.gptqmodel", ("7.6.0",)),
+    "gptqmodel": Toolkit("gptqmodel", "gptqmodel", "magr_gptq.toolkits.gptqmodel", ("7.6.0", "7.7.0")),
     "auto-gptq": Toolkit("auto_gptq", "auto-gptq", "magr_gptq.toolkits.autogptq", ("0.7.1",)),
     # `optimum` alone is a namespace that other distributions share
     "optimum": Toolkit(
         "optimum.gptq", "optimum", "magr_gptq.toolkits.optimum", ("2.3.0",), requires="gptqmodel"
     ),
     "llm-compressor": Toolkit(
-        "llmcompressor", "llmcompressor", "magr_gptq.toolkits.llmcompressor", ("0.14.0",)
+        "llmcompressor", "llmcompressor", "magr_gptq.toolkits.llmcompressor", ("0.14.0", "0.14.0.1")
     ),
 }
 

@@ -1,4 +1,4 @@
-"""GPTQModel 7.6: `QuantizeConfig(..., magr=True)`.
+"""GPTQModel 7.6 and 7.7: `QuantizeConfig(..., magr=True)`.
 
 What is touched, why there, all undone by `Patches.undo`:
 
