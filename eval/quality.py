@@ -6,9 +6,10 @@
 
 The methods are those of quality.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
 process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file
-in `--out`; cells that have one are skipped, so a run can be resumed. `table` prints mean ± standard
-deviation over the seeds, and the share of plain GPTQ's gap to the unquantized model that is closed;
-`seconds`, of cells that one run made, the time in the toolkit's quantize() as a multiple of plain GPTQ's.
+in `--out`; cells that have one are skipped, so a run can be resumed. `--also` scores another text, too.
+`table` prints mean ± standard deviation over the seeds, and the share of plain GPTQ's gap to the unquantized
+model that is closed, or the same of the other text (`table --also`); `seconds`, of cells that one run made,
+the time in the toolkit's quantize() as a multiple of plain GPTQ's.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
 # by name, fields of `Job`
 METHODS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("quality.json").read_text())
 UNQUANTIZED = "unquantized"
+# a result's key for the perplexity on the other text
+ALSO = "perplexity_also"
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,13 @@ def measure(cell: Cell, worker: Worker, args: argparse.Namespace) -> dict[str, A
 
 
 def scored(folder: str, engine: str, log: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The perplexity of a model folder and how it was measured."""
-    return score(folder, args.evaluation.resolve(), engine=engine, seqlen=CONTEXT, limit=args.limit, log=log)
+    """The perplexity of a model folder, on the other text, too, if there is one, and how it was measured."""
+
+    def on(text: Path) -> dict[str, Any]:
+        return score(folder, text.resolve(), engine=engine, seqlen=CONTEXT, limit=args.limit, log=log)
+
+    found = on(args.evaluation)
+    return {**found, ALSO: on(args.also)["perplexity"]} if args.also else found
 
 
 def run(args: argparse.Namespace) -> None:
@@ -108,21 +116,31 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Print what was measured so far."""
-    unquantized = json.loads(path(args.out, UNQUANTIZED).read_text())["perplexity"]
+    key = ALSO if args.also else "perplexity"
+    unquantized = json.loads(path(args.out, UNQUANTIZED).read_text())[key]
     found = [json.loads(file.read_text()) for file in sorted(args.out.glob("*-seed*.json"))]
     print(f"unquantized {unquantized:.2f}\n")
     print("| perplexity | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
     print("|---|" + "---|" * len(GRIDS))
-    for method in (name for name in METHODS if any(result["method"] == name for result in found)):
-        columns = [values(found, method, grid) for grid in GRIDS]
-        plain = [values(found, "gptq", grid) for grid in GRIDS]
+    for method in in_order(found):
+        columns = [values(found, method, grid, key) for grid in GRIDS]
+        plain = [values(found, "gptq", grid, key) for grid in GRIDS]
         entries = [entry(c, p, unquantized) for c, p in zip(columns, plain, strict=True)]
         print(f"| {method} | " + " | ".join(entries) + " |")
 
 
-def values(found: list[dict[str, Any]], method: str, grid: tuple[int, int]) -> list[float]:
+def in_order(found: list[dict[str, Any]]) -> list[str]:
+    """The methods that were measured: those of quality.json as they stand there, then others."""
+    measured = dict.fromkeys(result["method"] for result in found)
+    return [
+        *(name for name in METHODS if name in measured),
+        *(name for name in measured if name not in METHODS),
+    ]
+
+
+def values(found: list[dict[str, Any]], method: str, grid: tuple[int, int], key: str) -> list[float]:
     """A cell's perplexities over the seeds."""
-    return [r["perplexity"] for r in found if r["method"] == method and (r["bits"], r["group_size"]) == grid]
+    return [r[key] for r in found if r["method"] == method and (r["bits"], r["group_size"]) == grid]
 
 
 def entry(perplexities: list[float], plain: list[float], unquantized: float) -> str:
@@ -160,6 +178,7 @@ def main() -> None:
     running.add_argument("model", type=Path)
     running.add_argument("--calibration", type=Path, required=True, help="text file")
     running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
+    running.add_argument("--also", type=Path, help="another text to score, of another domain")
     running.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
     running.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     running.add_argument("--limit", type=int, default=256, help="scored windows of 256 tokens")
@@ -167,6 +186,7 @@ def main() -> None:
     running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "quality.log"))
     running.set_defaults(command=run)
     printing = commands.add_parser("table", help="print the results so far")
+    printing.add_argument("--also", action="store_true", help="on the other text")
     printing.set_defaults(command=table)
     timing = commands.add_parser("seconds", help="print how long quantizing took")
     timing.set_defaults(command=seconds)

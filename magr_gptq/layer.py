@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,6 +33,21 @@ class Rounded:
     zero: Tensor
     group_of: Tensor
     lowest: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rounded]) -> Rounded:
+        """The rows of all parts, which have the same groups."""
+        weight, scale, zero = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "scale", "zero")
+        )
+        return replace(parts[0], weight=weight, scale=scale, zero=zero)
+
+    def to(self, device: torch.device | str) -> Rounded:
+        """The same elsewhere."""
+        weight, scale, zero, group_of = (
+            tensor.to(device) for tensor in (self.weight, self.scale, self.zero, self.group_of)
+        )
+        return Rounded(weight, scale, zero, group_of, self.lowest)
 
     def rows(self, picked: Tensor) -> Rounded:
         """Some of the rows."""
@@ -88,13 +104,13 @@ class Layer:
     ) -> None:
         """Reduce the weight for every candidate; arguments and errors are those of `reduce`."""
         self._config = config or MagRConfig()
+        self._reduce = partial(
+            reduce_each, bits=bits, group_size=group_size, order=order, config=self._config
+        )
         self._levels = 2**bits
         self._candidates = self._config.candidates(bits, group_size)
         strengths = [candidate.strength for candidate in self._candidates]
-        reductions = reduce_each(
-            weight, hessian, strengths,
-            bits=bits, group_size=group_size, order=order, config=self._config,
-        )  # fmt: skip
+        reductions = self._reduce(weight, hessian, strengths)
         self._original = weight.detach().to(hessian.device, torch.float32)
         # a copy: toolkits damp and permute theirs in place
         self._hessian, unit = normalise(hessian)
@@ -111,6 +127,40 @@ class Layer:
     def coupling(self, hessian: Tensor) -> Tensor:
         """The Hessian by which the toolkit is to spread rounding errors: its own, or without couplings."""
         return hessian if self._config.rounding == "gptq" else hessian.diagonal().diag()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is prepared, and settled."""
+        return self._hessian.device
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether rows choose among several candidates."""
+        return len(self._candidates) > 1
+
+    def apart(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One candidate after another, where there is no memory for `rows`; moves the layer to the CPU.
+
+        Reduced anew, as toolkits overwrite what they round.
+
+        Yields:
+            Rows and factors of a candidate, and the Hessian to round them by, on the device of before.
+        """
+        device = self.device
+        self._leave()
+        for candidate, factors in zip(
+            self._candidates, self.factors.chunk(len(self._candidates)), strict=True
+        ):
+            hessian = self._hessian.to(device) * self._unit
+            (reduction,) = self._reduce(self._original.to(device), hessian, [candidate.strength])
+            yield reduction.weight, factors.to(device), self.coupling(hessian)
+
+    def _leave(self) -> None:
+        """Move to the CPU, without the rows."""
+        del self.rows
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.cpu())
 
     def settle(self, rounded: Rounded) -> Settled:
         """Keep each row's best candidate, refine it, undo its bias.

@@ -171,3 +171,26 @@ def test_a_layer_with_bad_numbers_is_left_to_autogptq(caplog) -> None:
         with pytest.raises(torch.linalg.LinAlgError):
             rounded(linear(weight_of(8, 64)), bad, 3, magr=magr)
     assert "magr steps aside for layer: hessian holds NaN or infinity" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{}, {"group_size": 32, "actorder": True}])
+def test_short_memory_rounds_the_candidates_one_by_one(settings, monkeypatch) -> None:
+    """Stood in for: a device whose memory ends amid the columns of more rows than the layer has."""
+    matrix, hessian = weight_of(16, 64), hessian_of(64)
+    whole, *_ = rounded(linear(matrix), hessian, 3, **settings)
+    real, tall = gptq.Quantizer.quantize, []
+
+    def short(self, x):
+        if len(x) > 16:
+            tall.append(len(x))
+            if len(tall) == 5:
+                raise torch.OutOfMemoryError("no room")
+        return real(self, x)
+
+    monkeypatch.setattr(gptq.Quantizer, "quantize", short)
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU") as caught:
+        apart, _, report = rounded(linear(matrix), hessian, 3, **settings)
+    assert len(caught) == 1
+    assert tall == 5 * [4 * 16]
+    torch.testing.assert_close(apart, whole)
+    assert len(report.reduced) == 1

@@ -299,6 +299,39 @@ def test_after_nan_the_toolkit_retries_on_the_layers_own_weight(switched_on, mon
     ]
 
 
+@pytest.mark.parametrize("settings", [{"group_size": -1}, {"group_size": 32, "desc_act": True}])
+def test_short_memory_rounds_the_candidates_one_by_one(settings: dict, switched_on, monkeypatch) -> None:
+    """Stood in for: a device whose memory ends amid the columns of more rows than the layer has."""
+    weight, hessian = weight_of(16, 64), hessian_of(64)
+    whole = run_layer(weight, hessian, magr=True, **settings)
+    real, tall = Quantizer.quantize, []
+
+    def short(self, x):
+        if len(x) > 16:
+            tall.append(len(x))
+            if len(tall) == 5:
+                raise torch.OutOfMemoryError("no room")
+        return real(self, x)
+
+    monkeypatch.setattr(Quantizer, "quantize", short)
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU") as caught:
+        apart = run_layer(weight, hessian, magr=True, **settings)
+    assert len(caught) == 1
+    assert tall == 5 * [4 * 16]
+    for one, other in zip(apart[:4], whole[:4], strict=True):
+        torch.testing.assert_close(one, other)
+    assert apart[5] == pytest.approx(whole[5])
+
+
+def test_short_memory_for_a_single_candidate_is_an_error(switched_on, monkeypatch) -> None:
+    def none(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Quantizer, "quantize", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_layer(weight_of(16, 64), hessian_of(64), group_size=32, magr={"search": False})
+
+
 def spoil(monkeypatch, method: str, spoilt) -> None:
     """Have GPTQ's method return something else for one layer."""
     real = getattr(GPTQ, method)

@@ -146,3 +146,21 @@ def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch
     settle(MagRConfig(refine=3))
     assert len(slopes) == 3
     torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_apart_prepares_each_candidate_again(rounding: str) -> None:
+    """From what a toolkit has overwritten nothing is taken."""
+    weight, hessian = weight_of(16, 96), hessian_of(96)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    config = MagRConfig(rounding=rounding)
+    layer = Layer(weight, hessian, bits=BITS, group_size=32, order=order, config=config)
+    rows, factors, by = layer.rows.clone(), layer.factors.clone(), layer.coupling(hessian).clone()
+    layer.rows.zero_()
+    hessian.fill_diagonal_(1)
+    found_rows, found_factors, found_by = zip(*layer.apart(), strict=True)
+    assert len(found_rows) == 4
+    assert torch.equal(torch.cat(found_rows), rows)
+    assert torch.equal(torch.cat(found_factors), factors)
+    assert all(torch.equal(one, by) for one in found_by)
+    assert not hasattr(layer, "rows")

@@ -132,6 +132,33 @@ def test_batches_made_for_the_memory_are_cut_for_taller_layers(given, monkeypatc
     assert [tuple(batch.shape) for batch in given] == [(2, 32, 32)] * 4 + [(1, 32, 32)] * 2
 
 
+@pytest.mark.parametrize("batched", [None, 3])
+def test_short_memory_rounds_the_candidates_one_by_one(batched, given, monkeypatch) -> None:
+    """Stood in for: a device that rounds no more rows than a layer has."""
+    layers = [(weight_of(16, 64, seed), hessian_of(64, seed)) for seed in range(3)]
+    settings = {"batched_quantization": batched}
+    whole = round_layers(modifier(3, 32, False, **settings), layers)
+    given.clear()
+    roomy = toolkit.quantize_weight
+
+    def short(**kwargs):
+        found = roomy(**kwargs)
+        if kwargs["weights"].shape[:2].numel() > 16:
+            raise torch.OutOfMemoryError("no room")
+        return found
+
+    monkeypatch.setattr(toolkit, "quantize_weight", short)
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU"):
+        apart = round_layers(used := modifier(3, 32, False, **settings), layers)
+    assert {batch.shape for batch in given} == {(batched or 1, 4 * 16, 64), (1, 16, 64)}
+    for first, second in zip(whole, apart, strict=True):
+        for name, value in first.named_parameters():
+            torch.testing.assert_close(getattr(second, name), value, msg=name)
+    assert sorted(layer.name for layer in used.magr_report.reduced) == [f"layer {i}" for i in range(3)]
+    assert not used._hessians
+    assert not used._num_samples
+
+
 def test_rows_are_rounded_in_float32(prepared, given) -> None:
     """bfloat16 has 8 bits: the clipped magnitudes would blur."""
     (module,) = round_layers(modifier(3), [(weight_of(32, 64), hessian_of(64))], torch.bfloat16)

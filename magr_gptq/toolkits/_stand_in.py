@@ -65,8 +65,10 @@ class _ChosenGrids:
     """
 
     def __init__(self, observer: Any, rows: Tensor, factors: Tensor, bits: int) -> None:
-        # an observer of weights ignores all but the first
-        del observer.min_vals, observer.max_vals
+        # an observer of weights ignores all but the first, and forgets those when it has made grids
+        for seen in ("min_vals", "max_vals"):
+            if hasattr(observer, seen):
+                delattr(observer, seen)
         observer(rows)
         self._qparams: dict[str, Tensor] = observer.get_qparams()
         scale, zero = self._qparams["scale"], self._qparams["zero_point"]

@@ -15,6 +15,7 @@ What is touched, why there, all undone by `Patches.undo`:
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -24,10 +25,12 @@ from typing import Any
 import torch
 from auto_gptq.modeling import _base
 from auto_gptq.quantization import gptq
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.layer import Layer, Rounded
+from magr_gptq.toolkits._passes import settle
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -173,17 +176,24 @@ def _quantize_rows(
         run.report.add(LayerReport(name, run.bits, group_size, skipped=str(error)))
         log.warning("magr steps aside for %s: %s", name, error)
         return quantize()
-    task.H = layer.coupling(task.H)
     weight = task.layer.weight
-    own = weight.data
-    # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
-    weight.data = _from_matrix(task.layer, layer.rows)
+    own, group_of = weight.data, None
+    # the toolkit keeps a grid that was set before
+    quantizer = copy.deepcopy(task.quantizer)
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
-    lowest = 0 if task.quantizer.sym else LOWEST_ZERO
-    try:
-        with shrunk_grid(task.quantizer, factors=layer.factors, bits=run.bits, lowest_zero=lowest):
+    lowest = 0 if quantizer.sym else LOWEST_ZERO
+
+    def round_rows(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        nonlocal group_of
+        task.H, task.quantizer = hessian, copy.deepcopy(quantizer)
+        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
+        weight.data = _from_matrix(task.layer, rows)
+        with shrunk_grid(task.quantizer, factors=factors, bits=run.bits, lowest_zero=lowest):
             scale, zero, group_of = quantize()
-        settled = layer.settle(Rounded(_to_matrix(task.layer), scale, zero, group_of))
+        return Rounded(_to_matrix(task.layer), scale, zero, group_of)
+
+    try:
+        settled = settle(layer, task.H, round_rows)
     finally:
         weight.data = own
     run.report.add(LayerReport.of(name, run.bits, group_size, settled))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,10 +34,12 @@ from gptqmodel.utils.fallback import should_use_fallback
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.layer import Layer, Rounded
+from magr_gptq.layer import Layer
 from magr_gptq.toolkits import _resume
+from magr_gptq.toolkits._gptq_rounding import RetriedError, Rounding, StandIn
+from magr_gptq.toolkits._passes import settle
 from magr_gptq.toolkits._patch import Patches
-from magr_gptq.toolkits._quantizer import restore_grid, shrunk_grid
+from magr_gptq.toolkits._quantizer import restore_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
@@ -146,15 +148,6 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
         return quantize()
 
 
-@dataclass(frozen=True)
-class _StandIn:
-    """What the toolkit reads of the module that it rounds, with other rows than the module's own."""
-
-    module: torch.nn.Module
-    weight: torch.Tensor
-    target_device: torch.device | None
-
-
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def quantize(self: Any, blocksize: int = 128) -> Any:
         """The toolkit's own, on MagR's rows in place of the layer's."""
@@ -168,7 +161,7 @@ def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
 
     A GPTQModel with a field `magr` of its own calls this too.
     """
-    if isinstance(task.module, _StandIn):
+    if isinstance(task.module, StandIn):
         task.module = task.module.module
         restore_grid(task.quantizer)
         _step_aside(task, fallback="the toolkit met NaN and rounded without the Hessian")
@@ -206,19 +199,13 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     if magr.rounding == "nearest":
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()
-    task.H = layer.coupling(hessian)
-    task.module_copy, stand_in = layer.rows, _StandIn(module, torch.empty_like(layer.rows), device)
-    task.module = stand_in
+    rounding = Rounding(task, quantize)
     try:
-        with shrunk_grid(task.quantizer, factors=layer.factors, bits=config.bits):
-            found = quantize()
-        if task.module is not stand_in:
-            return found  # the retry has quantized the layer's own weight
-    finally:
-        task.module = module
-    weight, scale, zero, group_of, duration, loss, damp, samples = found
-    settled = layer.settle(Rounded(weight, scale, zero, group_of))
+        settled = settle(layer, hessian, rounding)
+    except RetriedError:
+        return rounding.found  # the retry has quantized the layer's own weight
     report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
+    *_, group_of, duration, loss, damp, samples = rounding.found
     # a loss in words tells of another way to round
     config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):

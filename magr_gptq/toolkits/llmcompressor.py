@@ -17,7 +17,9 @@ What the subclass overrides, and why there:
 from __future__ import annotations
 
 from collections import ChainMap
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,10 +32,12 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.gptq.helpers import assign_batches
 from loguru import logger
 from pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
+from torch import Tensor
 from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.layer import Layer
+from magr_gptq.layer import Layer, Rounded, Settled
+from magr_gptq.toolkits._passes import settle_apart
 from magr_gptq.toolkits._patch import Patches
 from magr_gptq.toolkits._stand_in import StandIn, write_back
 from magr_gptq.toolkits.report import LayerReport, RunReport
@@ -149,17 +153,49 @@ class MagRGPTQModifier(GPTQModifier):
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _compress_batch(self, batch: list[Any]) -> None:
-        """Round a stand-in for each module, all at once, and give the modules what came out."""
+        """Round rows in place of the modules', and give the modules what came out."""
         layers = self._layers(batch)
-        stand_ins = [self._stand_in(*pair) for pair in layers.items()]
-        super().compress_module_list(stand_ins)
-        for (module, layer), stand_in in zip(layers.items(), stand_ins, strict=True):
-            name = self._module_names.pop(stand_in)
-            settled = layer.settle(stand_in.rounded())
+        for module, settled in zip(layers, self._settle(layers), strict=True):
+            del self._num_samples[module]
+            name = self._module_names[module]
             write_back(module, settled.rounded)
             report = LayerReport.of(name, *_grid(module.quantization_scheme.weights), settled)
             failed = name in self._rtn_fallback_module_names
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
+
+    def _settle(self, layers: dict[Any, Layer]) -> list[Settled]:
+        """What the modules end with, in one pass for all where there is the memory."""
+        hessians = {module: self._hessians.pop(module) for module in layers}
+        try:
+            found = self._round(
+                (module, layer.rows, layer.factors, layer.coupling(hessians[module]))
+                for module, layer in layers.items()
+            )
+            return [layer.settle(rounded) for layer, rounded in zip(layers.values(), found, strict=True)]
+        except torch.OutOfMemoryError:
+            if not all(layer.has_choice for layer in layers.values()):
+                raise
+        hessians.clear()
+        return [settle_apart(layer, partial(self._round_one, module)) for module, layer in layers.items()]
+
+    def _round_one(self, module: Any, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        (rounded,) = self._round([(module, rows, factors, hessian)])
+        return rounded
+
+    def _round(self, passes: Iterable[tuple[Any, Tensor, Tensor, Tensor]]) -> list[Rounded]:
+        """Have GPTQModifier round a stand-in for each module, by its rows, their factors, and a Hessian."""
+        stand_ins = []
+        try:
+            for module, rows, factors, hessian in passes:
+                stand_ins.append(stand_in := StandIn(module, rows, factors))
+                self._module_names[stand_in] = self._module_names[module]
+                self._hessians[stand_in], self._num_samples[stand_in] = hessian, self._num_samples[module]
+            super().compress_module_list(stand_ins)
+        finally:
+            for stand_in in stand_ins:
+                for known in (self._module_names, self._hessians, self._num_samples):
+                    known.pop(stand_in, None)
+        return [stand_in.rounded() for stand_in in stand_ins]
 
     def _layers(self, batch: list[Any]) -> dict[Any, Layer]:
         """The modules' layers; what MagR can't reduce is left to llm-compressor, lest a run of hours end."""
@@ -181,14 +217,6 @@ class MagRGPTQModifier(GPTQModifier):
             module.weight, hessian,
             bits=bits, group_size=group_size, order=_order(args, hessian), config=config,
         )  # fmt: skip
-
-    def _stand_in(self, module: Any, layer: Layer) -> StandIn:
-        """The stand-in that has the layer's rows, and takes over the module's statistics."""
-        stand_in = StandIn(module, layer.rows, layer.factors)
-        self._module_names[stand_in] = self._module_names[module]
-        self._hessians[stand_in] = layer.coupling(self._hessians.pop(module))
-        self._num_samples[stand_in] = self._num_samples.pop(module)
-        return stand_in
 
     def _quantized_modules(self) -> list[Any]:
         return [
