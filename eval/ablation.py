@@ -74,6 +74,8 @@ def draw(found: list[Found], path: Path) -> None:
             axis.set(xscale="symlog" if part == "sweeps" else "log", xlabel=part)
             axis.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points], fontsize=7)
             axis.minorticks_off()
+            if part == "sweeps":
+                axis.set_xlim(-0.3, 45)  # by itself a scale that goes through zero cuts its points
         panels[0].set_ylabel(f"perplexity, {grid}")
     figure.tight_layout()
     figure.savefig(path, dpi=130)

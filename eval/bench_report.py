@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bench_layers import CONDITION, SUITES, of_shape
-from bench_methods import BREVITAS, OURS, OURS_PAPERS_PENALTY, PAPER
+from bench_methods import BREVITAS, OURS, OURS_HALF, OURS_PAPERS_PENALTY, PAPER
 
-METHODS = (PAPER, BREVITAS, OURS_PAPERS_PENALTY, OURS)
+METHODS = (PAPER, BREVITAS, OURS_PAPERS_PENALTY, OURS_HALF, OURS)
 HEADER = ("layer", "method", "seconds", "x paper", "x brevitas", "MB", "of 4W+2H", "objective", "of paper's",
           "proxy loss", "of paper's")  # fmt: skip
 

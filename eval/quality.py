@@ -140,7 +140,8 @@ def in_order(found: list[dict[str, Any]]) -> list[str]:
 
 def values(found: list[dict[str, Any]], method: str, grid: tuple[int, int], key: str) -> list[float]:
     """A cell's perplexities over the seeds."""
-    return [r[key] for r in found if r["method"] == method and (r["bits"], r["group_size"]) == grid]
+    cells = [r for r in found if r["method"] == method and (r["bits"], r["group_size"]) == grid]
+    return [r[key] for r in cells if key in r]
 
 
 def entry(perplexities: list[float], plain: list[float], unquantized: float) -> str:

@@ -18,6 +18,7 @@ from bench_methods import (
     ALPHA,
     BREVITAS,
     OURS,
+    OURS_HALF,
     OURS_PAPERS_PENALTY,
     PAPER,
     Problem,
@@ -107,7 +108,8 @@ def test_quality_is_of_the_named_objective() -> None:
         given.weight.double(), given.weight.double(), scaled, Penalty(ALPHA, squared=False)
     ).sum()
     assert quality["objective"]["start"] == pytest.approx(float(start))
-    assert quality["objective"][OURS_PAPERS_PENALTY] <= quality["objective"][PAPER] < float(start)
+    assert quality["objective"][OURS_PAPERS_PENALTY] <= quality["objective"][OURS_HALF]
+    assert quality["objective"][OURS_HALF] <= quality["objective"][PAPER] < float(start)
     assert quality["own objective"][OURS] < quality["own objective"]["start"]
     assert OURS not in quality["objective"]
     assert 0 < quality["proxy_loss"]["gptq"] < 1
