@@ -56,6 +56,8 @@ MUTATIONS = [
     Mutation("gain.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("grid.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("grid.py", "zero + rise", "zero", "grid"),
+    Mutation("layer.py", "self._hessian.to(device) * self._unit", "self._hessian.to(device)", "layer"),
+    Mutation("layer.py", "self.factors.chunk(", "self.factors.flip(0).chunk(", "layer"),
     Mutation("config.py", "PLAIN = Candidate(0.0)", "PLAIN = Candidate(0.0, (0.9,))", "config"),
     Mutation("config.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
     Mutation("scales.py", "(original - quantized) @ hessian", "original @ hessian", "scales"),

@@ -151,7 +151,7 @@ def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("rounding", ["gptq", "nearest"])
 def test_apart_prepares_each_candidate_again(rounding: str) -> None:
     """From what a toolkit has overwritten nothing is taken."""
-    weight, hessian = weight_of(16, 96), hessian_of(96)
+    weight, hessian = weight_of(16, 96), 100 * hessian_of(96)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     config = MagRConfig(rounding=rounding)
     layer = Layer(weight, hessian, bits=BITS, group_size=32, order=order, config=config)

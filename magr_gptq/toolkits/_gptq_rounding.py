@@ -49,6 +49,7 @@ class Rounding:
             if task.module is not stand_in:
                 raise RetriedError
         finally:
-            task.module = self._module
+            # where memory ran out, the rows must not stay
+            task.module, task.module_copy = self._module, None
         weight, scale, zero, group_of, *_ = self.found
         return Rounded(weight, scale, zero, group_of)

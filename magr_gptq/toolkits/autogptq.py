@@ -177,29 +177,28 @@ def _quantize_rows(
         log.warning("magr steps aside for %s: %s", name, error)
         return quantize()
     weight = task.layer.weight
-    own, group_of = weight.data, None
+    own = weight.data
     # the toolkit keeps a grid that was set before
     quantizer = copy.deepcopy(task.quantizer)
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
     lowest = 0 if quantizer.sym else LOWEST_ZERO
 
     def round_rows(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
-        nonlocal group_of
         task.H, task.quantizer = hessian, copy.deepcopy(quantizer)
         # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
         weight.data = _from_matrix(task.layer, rows)
-        with shrunk_grid(task.quantizer, factors=factors, bits=run.bits, lowest_zero=lowest):
-            scale, zero, group_of = quantize()
-        return Rounded(_to_matrix(task.layer), scale, zero, group_of)
+        try:
+            with shrunk_grid(task.quantizer, factors=factors, bits=run.bits, lowest_zero=lowest):
+                scale, zero, group_of = quantize()
+            return Rounded(_to_matrix(task.layer), scale, zero, group_of)
+        finally:
+            weight.data = own
 
-    try:
-        settled = settle(layer, task.H, round_rows)
-    finally:
-        weight.data = own
+    settled = settle(layer, task.H, round_rows)
     run.report.add(LayerReport.of(name, run.bits, group_size, settled))
     kept = settled.rounded
     weight.data = _from_matrix(task.layer, kept.weight).to(own)
-    return kept.scale, kept.zero, group_of
+    return kept.scale, kept.zero, kept.group_of
 
 
 def _to_matrix(layer: Any) -> torch.Tensor:

@@ -205,7 +205,7 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     except RetriedError:
         return rounding.found  # the retry has quantized the layer's own weight
     report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
-    *_, group_of, duration, loss, damp, samples = rounding.found
+    *_, duration, loss, damp, samples = rounding.found
     # a loss in words tells of another way to round
     config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):
@@ -213,7 +213,7 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     kept = settled.rounded
     matrix = kept.weight.t() if isinstance(module, Conv1D) else kept.weight
     weight = matrix.reshape(module.weight.shape).to(module.weight)
-    return weight, kept.scale, kept.zero, group_of, duration, loss, damp, samples
+    return weight, kept.scale, kept.zero, kept.group_of, duration, loss, damp, samples
 
 
 def _step_aside(task: Any, **why: Any) -> None:
