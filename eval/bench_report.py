@@ -107,8 +107,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
     axis.set_xticks(widths, labels=map(str, widths))
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend()
-    axis.set_title(record["machine"]["gpu"] or f"{record['machine']['threads']} CPU threads")
+    axis.legend(loc="upper left", fontsize=7)
+    threads = record["machine"]["threads"]
+    axis.set_title(record["machine"]["gpu"] or f"{threads} CPU thread{'s' if threads > 1 else ''}")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
