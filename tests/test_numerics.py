@@ -13,7 +13,7 @@ from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce, solver
 from magr_gptq.admm import Admm
-from magr_gptq.choice import squared_norm
+from magr_gptq.choice import choose, squared_norm
 from magr_gptq.definite import ScaledHessian, normalise, shifted_cholesky
 from magr_gptq.layer import Layer
 from magr_gptq.penalty import LinfPenalty
@@ -281,6 +281,12 @@ def test_a_candidate_that_the_toolkit_spoils_is_not_chosen() -> None:
     settled = layer.settle(replace(rounded, weight=spoilt))
     assert settled.picked[1:].eq(0).all()
     assert settled.rounded.weight.isfinite().all()
+
+
+def test_a_negative_shrinkage_counts_as_none() -> None:
+    """As an indefinite Hessian gives it: it is no reason to keep the larger error."""
+    error, shrinkage = torch.tensor([[1.0], [1.1]]), torch.tensor([[0.0], [-1.0]])
+    assert choose(error, shrinkage, kappa=3.0).tolist() == [0]
 
 
 def test_a_row_spoilt_under_every_candidate_is_refused() -> None:
