@@ -165,7 +165,7 @@ def seconds(args: argparse.Namespace) -> None:
     for method in dict.fromkeys(result["method"] for result in found):
         entries = []
         for grid in GRIDS:
-            seeds = [r["seed"] for r in found if (r["method"], r["bits"], r["group_size"]) == (method, *grid)]
+            seeds = [seed for seed in args.seeds if (method, *grid, seed) in taken]
             times = [taken[(method, *grid, seed)] / taken[("gptq", *grid, seed)] for seed in seeds]
             entries.append(f"{min(times):.2f}–{max(times):.2f}" if times else "")
         print(f"| {method} | " + " | ".join(entries) + " |")
@@ -190,6 +190,7 @@ def main() -> None:
     printing.add_argument("--also", action="store_true", help="on the other text")
     printing.set_defaults(command=table)
     timing = commands.add_parser("seconds", help="print how long quantizing took")
+    timing.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     timing.set_defaults(command=seconds)
     for command in (running, printing, timing):
         command.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from problems import hessian_of, weight_of
+from short_memory import CALLS, end_memory
 
 import magr_gptq
 
@@ -178,19 +179,10 @@ def test_short_memory_rounds_the_candidates_one_by_one(settings, monkeypatch) ->
     """Stood in for: a device whose memory ends amid the columns of more rows than the layer has."""
     matrix, hessian = weight_of(16, 64), hessian_of(64)
     whole, *_ = rounded(linear(matrix), hessian, 3, **settings)
-    real, tall = gptq.Quantizer.quantize, []
-
-    def short(self, x):
-        if len(x) > 16:
-            tall.append(len(x))
-            if len(tall) == 5:
-                raise torch.OutOfMemoryError("no room")
-        return real(self, x)
-
-    monkeypatch.setattr(gptq.Quantizer, "quantize", short)
+    tall = end_memory(monkeypatch, gptq.Quantizer, rows=16)
     with pytest.warns(UserWarning, match="one by one, chosen on the CPU") as caught:
         apart, _, report = rounded(linear(matrix), hessian, 3, **settings)
     assert len(caught) == 1
-    assert tall == 5 * [4 * 16]
+    assert tall == CALLS * [4 * 16]
     torch.testing.assert_close(apart, whole)
     assert len(report.reduced) == 1

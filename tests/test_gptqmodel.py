@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from problems import hessian_of, weight_of
+from short_memory import CALLS, end_memory
 from tiny import save_tiny_model
 
 import magr_gptq
@@ -304,20 +305,11 @@ def test_short_memory_rounds_the_candidates_one_by_one(settings: dict, switched_
     """Stood in for: a device whose memory ends amid the columns of more rows than the layer has."""
     weight, hessian = weight_of(16, 64), hessian_of(64)
     whole = run_layer(weight, hessian, magr=True, **settings)
-    real, tall = Quantizer.quantize, []
-
-    def short(self, x):
-        if len(x) > 16:
-            tall.append(len(x))
-            if len(tall) == 5:
-                raise torch.OutOfMemoryError("no room")
-        return real(self, x)
-
-    monkeypatch.setattr(Quantizer, "quantize", short)
+    tall = end_memory(monkeypatch, Quantizer, rows=16)
     with pytest.warns(UserWarning, match="one by one, chosen on the CPU") as caught:
         apart = run_layer(weight, hessian, magr=True, **settings)
     assert len(caught) == 1
-    assert tall == 5 * [4 * 16]
+    assert tall == CALLS * [4 * 16]
     for one, other in zip(apart[:4], whole[:4], strict=True):
         torch.testing.assert_close(one, other)
     assert apart[5] == pytest.approx(whole[5])
