@@ -64,12 +64,12 @@ class Penalty:
     def of(self, rows: Tensor) -> Tensor:
         """The penalty of every row."""
         largest = grouped(rows, self.group_size).abs().amax(-1)
-        return (self._weights(rows) * (largest.square() / 2 if self.squared else largest)).sum(-1)
+        return (self.per_group(rows) * (largest.square() / 2 if self.squared else largest)).sum(-1)
 
     def prox(self, v: Tensor, step: float) -> Tensor:
         """argmin_w step·penalty(w) + ½‖w − v‖², row by row."""
         groups = grouped(v, self.group_size)
-        t = step * self._weights(v).unsqueeze(-1)
+        t = step * self.per_group(v).unsqueeze(-1)
         if self.squared:
             theta = sorted_threshold(groups.abs(), t, squared=True)
             return ungrouped(groups.clamp(-theta, theta), v.shape[-1])
@@ -81,7 +81,7 @@ class Penalty:
         difference = original - rows
         dual = difference @ hessian
         sizes = grouped(dual, self.group_size).abs().sum(-1)
-        weights = self._weights(rows)
+        weights = self.per_group(rows)
         linear, quadratic = (dual * original).sum(-1), (dual * difference).sum(-1)
         if self.squared:
             return linear - quadratic / 2 - (sizes.square() / (2 * weights)).sum(-1)
@@ -89,7 +89,8 @@ class Penalty:
         shrink = (weights / sizes).amin(-1).clamp_max(1)
         return shrink * linear - shrink.square() * quadratic / 2
 
-    def _weights(self, like: Tensor) -> Tensor:
+    def per_group(self, like: Tensor) -> Tensor:
+        """The weight of every group of such rows, [groups]."""
         return torch.as_tensor(self.weight, dtype=like.dtype, device=like.device).expand(
             grouped(like[:1], self.group_size).shape[1]
         )

@@ -3,7 +3,7 @@ r"""Layer-by-layer quantization in memory, to study settings before they go thro
     python eval/simulate.py MODEL --calibration FILE --evaluation FILE \
         --settings SETTINGS.json --out RESULTS.jsonl
 
-SETTINGS.json is a list of {"name", "method": "rtn"|"gptq"|"magr", "bits", and as needed "group_size",
+SETTINGS.json is a list of {"name", "method": one of METHODS, "bits", and as needed "group_size",
 "seed", "rows" of calibration, and for "magr" its settings, "magr": {...}}. Every finished setting adds
 one line to `--out`; settings whose name is there already for this model are skipped, so a run can be
 resumed. A line's "layers" are the four `Measures` of every layer, in the order in which they run.
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import reference
 import torch
 from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from magr_gptq.text import load_text, random_windows
 
 CONTEXT = 256
 HIDDEN_ROWS = 16
-METHODS = ("rtn", "gptq", "magr")
+METHODS = ("rtn", "gptq", "magr", "reference")
 QuantizeLayer = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -102,6 +103,8 @@ class LayerQuantizer:
             return round_to_nearest(live, s.bits, s.group_size), live
         if s.method == "gptq":
             return gptq_round(live, self._factor, s.bits, s.group_size), live
+        if s.method == "reference":
+            return reference.quantize(live, hessian, s.bits, s.group_size)
         layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
         quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.factors)
         zero = torch.full_like(step, 2 ** (s.bits - 1))

@@ -1,0 +1,167 @@
+r"""The default method in float64, every weight reduced until its duality gap is closed.
+
+    python eval/simulate.py MODEL --calibration FILE --evaluation FILE --settings eval/reference.json \
+        --rows 32 --limit 64 --out eval/results/reference.jsonl
+    python eval/reference.py eval/results/reference.jsonl
+
+Prints how far the default's perplexity and mean proxy loss are from the reference's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+from baselines import (
+    Penalty,
+    derived_penalty,
+    gptq_grid,
+    grouped,
+    inverse_factor,
+    objective,
+    ungrouped,
+)
+from torch import Tensor
+
+from magr_gptq import MagRConfig
+from magr_gptq.choice import choose, squared_norm
+from magr_gptq.config import KAPPA, Candidate
+from magr_gptq.gain import unbiased_gain
+from magr_gptq.refine import coordinate_descent
+from magr_gptq.scales import fitted_factors
+
+# of what was gained; ADMM's metric, as a share of the geometric mean of a column's two curvatures
+TOLERANCE, METRIC = 1e-4, 0.1
+STEPS, STEPS_BETWEEN_CHECKS = 1000, 10
+
+
+def weighted_level(magnitudes: Tensor, metric: Tensor, weight: Tensor) -> Tensor:
+    """argmin_θ ½·weight·θ² + ½Σᵢ metricᵢ·max(aᵢ − θ, 0)² along the last dimension, by sorting; [..., 1].
+
+    With the k largest active, θₖ = Σ metricᵢaᵢ / (weight + Σ metricᵢ); the active ones are those above it.
+    """
+    order = magnitudes.argsort(-1, descending=True)
+    descending = magnitudes.gather(-1, order)
+    metrics = metric.expand_as(magnitudes).gather(-1, order)
+    candidates = (metrics * descending).cumsum(-1) / (weight + metrics.cumsum(-1))
+    last = (descending > candidates).sum(-1, keepdim=True) - 1
+    return candidates.gather(-1, last.clamp_min(0))
+
+
+def minimise(weight: Tensor, hessian: Tensor, factor: Tensor, penalty: Penalty) -> Tensor:
+    """Rows of least ½(w − ŵ)H(w − ŵ)ᵀ + ½Σ_g γ_g‖w_g‖∞², all in float64, by ADMM in one metric.
+
+    Ends once the rows together cannot gain another 1e-4 of what they gained, by the duality gap.
+
+    Raises:
+        RuntimeError: the gap is not closed after 1,000 steps.
+    """
+    metric = METRIC * (hessian.diagonal() / factor.diagonal().square()).sqrt()
+    product = torch.linalg.inv(hessian + metric.diag()) * metric[:, None]
+    metrics, weights = grouped(metric[None], penalty.group_size), penalty.per_group(weight)[..., None]
+    start = objective(weight, weight, hessian, penalty).sum()
+    rows, dual = weight, torch.zeros_like(weight)
+    for count in range(1, STEPS + 1):
+        free = weight + (rows - dual - weight) @ product
+        ahead = 1.6 * free - 0.6 * rows + dual
+        groups = grouped(ahead, penalty.group_size)
+        level = weighted_level(groups.abs(), metrics, weights)
+        rows = ungrouped(groups.clamp(-level, level), weight.shape[1])
+        dual = ahead - rows
+        if count % STEPS_BETWEEN_CHECKS == 0:
+            value = objective(rows, weight, hessian, penalty).sum()
+            # of the iterate before the clip, whose gradient no stiff direction has blown up
+            gap = value - penalty.lower_bound(free, weight, hessian).sum()
+            if gap <= TOLERANCE * (start - value):
+                return rows
+    raise RuntimeError(f"a gap of {float(gap / (start - value)):.1e} of the gain is left after {STEPS} steps")
+
+
+def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """The layer as the default configuration quantizes it, and what of it was rounded; all in float64."""
+    config = MagRConfig()
+    original, hessian = weight.double(), hessian.double()
+    factor = inverse_factor(hessian)
+    reduced, rounded, steps = [], [], []
+    for candidate in config.candidates(bits, group_size):
+        rows = _reduced(candidate, original, hessian, factor, bits, group_size)
+        found, step = gptq_grid(rows, factor, bits, group_size, rows.new_tensor([candidate.factors]))
+        reduced.append(rows)
+        rounded.append(found)
+        steps.append(step)
+    errors, shrinkages = (
+        torch.stack([squared_norm(original - some, hessian) for some in each]) for each in (rounded, reduced)
+    )
+    picked, every = choose(errors, shrinkages, KAPPA), torch.arange(len(original))
+    kept, step = torch.stack(rounded)[picked, every], torch.stack(steps)[picked, every]
+    for _ in range(config.sweeps):
+        kept, step = _fitted(kept, step, original, hessian)
+        kept = _swept(kept, step, original, hessian, bits)
+    kept, _ = _fitted(kept, step, original, hessian)
+    return kept.to(weight), torch.stack(reduced)[picked, every].to(weight)
+
+
+def _reduced(
+    candidate: Candidate, original: Tensor, hessian: Tensor, factor: Tensor, bits: int, group_size: int
+) -> Tensor:
+    if not candidate.strength:
+        return original
+    penalty = derived_penalty(factor, bits, group_size, candidate.strength)
+    return minimise(original, hessian, factor, penalty)
+
+
+def _group_of(step: Tensor, columns: int) -> Tensor:
+    """The group of every column, [columns]."""
+    return torch.arange(columns) // -(-columns // step.shape[1])
+
+
+def _swept(kept: Tensor, step: Tensor, original: Tensor, hessian: Tensor, bits: int) -> Tensor:
+    each, half = step[:, _group_of(step, kept.shape[1])], 2 ** (bits - 1)
+    return coordinate_descent(
+        kept, original, hessian, each, torch.zeros_like(each), lowest=-half, highest=half - 1, sweeps=1
+    )
+
+
+def _fitted(kept: Tensor, step: Tensor, original: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """On scales of least loss, a group's and then the row's."""
+    groups, group_of = step.shape[1], _group_of(step, kept.shape[1])
+    if groups > 1:
+        factors = fitted_factors(original, kept, hessian, group_of, groups)
+        kept, step = kept * factors[:, group_of], step * factors
+    gain = unbiased_gain(original, kept, hessian)[:, None]
+    return kept * gain, step * gain
+
+
+def comparison(lines: list[dict]) -> str:
+    """Markdown: for every grid, mean and range over the seeds of default / reference − 1, in per cent."""
+    found = {line["name"]: line for line in lines if "|" in line["name"]}
+    names = [name for name in found if " | reference | " in name]
+    rows = ["| | perplexity | mean proxy loss |", "|---|---|---|"]
+    for grid in dict.fromkeys(name.split(" | ")[0] for name in names):
+        pairs = [
+            (found[name.replace("reference", "default")], found[name])
+            for name in names
+            if name.startswith(f"{grid} | ")
+        ]
+        rows.append(f"| {grid} | {_apart(pairs, 'perplexity')} | {_apart(pairs, 'mean_proxy_loss')} |")
+    return "\n".join(rows)
+
+
+def _apart(pairs: list[tuple[dict, dict]], key: str) -> str:
+    shares = [100 * (default[key] / reference[key] - 1) for default, reference in pairs]
+    return f"{statistics.mean(shares):+.2f} % ({min(shares):+.2f} to {max(shares):+.2f})"
+
+
+def main() -> None:
+    """Print the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("records", type=Path, help="what simulate.py wrote, of one model")
+    lines = parser.parse_args().records.read_text().splitlines()
+    print(comparison([json.loads(line) for line in lines]))
+
+
+if __name__ == "__main__":
+    main()
