@@ -29,7 +29,7 @@ def test_minimum_is_the_one_that_another_method_finds(group_size):
 
 
 def test_gap_that_stays_open_is_an_error(monkeypatch):
-    monkeypatch.setattr(reference, "STEPS", 10)
+    monkeypatch.setattr(reference, "METRICS", ((0.1, 10),))
     factor = baselines.inverse_factor(HESSIAN)
     with pytest.raises(RuntimeError, match="left after 10 steps"):
         reference.minimise(WEIGHT, HESSIAN, factor, baselines.derived_penalty(factor, 2, strength=0.06))
