@@ -3,6 +3,7 @@
 import baselines
 import pytest
 import reference
+import reference_losses
 import torch
 from reference import quantize
 from simulate import LayerQuantizer, Setting
@@ -52,3 +53,8 @@ def test_comparison_is_by_grid_over_seeds():
         for seed, perplexity in enumerate(perplexities)
     ]
     assert "| W2 | +2.00 % (+1.00 to +3.00) | +0.00 % (+0.00 to +0.00) |" in reference.comparison(lines)
+
+
+def test_losses_are_compared_as_means_and_by_layer():
+    line = {"grid": "W2", "default": [0.101, 0.3], "reference": [0.1, 0.3]}
+    assert "| W2 | +0.25 % | +0.0 to +1.0 % |" in reference_losses.table([line])
