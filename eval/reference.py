@@ -112,10 +112,11 @@ def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tup
     )
     picked, every = choose(errors, shrinkages, KAPPA), torch.arange(len(original))
     kept, step = torch.stack(rounded)[picked, every], torch.stack(steps)[picked, every]
+    group_of = torch.arange(weight.shape[1]) // (weight.shape[1] if group_size == -1 else group_size)
     for _ in range(config.sweeps):
-        kept, step = _fitted(kept, step, original, hessian)
-        kept = _swept(kept, step, original, hessian, bits)
-    kept, _ = _fitted(kept, step, original, hessian)
+        kept, step = _fitted(kept, step, group_of, original, hessian)
+        kept = _swept(kept, step[:, group_of], original, hessian, bits)
+    kept, _ = _fitted(kept, step, group_of, original, hessian)
     return kept.to(weight), torch.stack(reduced)[picked, every].to(weight)
 
 
@@ -128,21 +129,18 @@ def _reduced(
     return minimise(original, hessian, factor, penalty)
 
 
-def _group_of(step: Tensor, columns: int) -> Tensor:
-    """The group of every column, [columns]."""
-    return torch.arange(columns) // -(-columns // step.shape[1])
-
-
 def _swept(kept: Tensor, step: Tensor, original: Tensor, hessian: Tensor, bits: int) -> Tensor:
-    each, half = step[:, _group_of(step, kept.shape[1])], 2 ** (bits - 1)
+    half = 2 ** (bits - 1)
     return coordinate_descent(
-        kept, original, hessian, each, torch.zeros_like(each), lowest=-half, highest=half - 1, sweeps=1
+        kept, original, hessian, step, torch.zeros_like(step), lowest=-half, highest=half - 1, sweeps=1
     )
 
 
-def _fitted(kept: Tensor, step: Tensor, original: Tensor, hessian: Tensor) -> tuple[Tensor, Tensor]:
+def _fitted(
+    kept: Tensor, step: Tensor, group_of: Tensor, original: Tensor, hessian: Tensor
+) -> tuple[Tensor, Tensor]:
     """On scales of least loss, a group's and then the row's."""
-    groups, group_of = step.shape[1], _group_of(step, kept.shape[1])
+    groups = step.shape[1]
     if groups > 1:
         factors = fitted_factors(original, kept, hessian, group_of, groups)
         kept, step = kept * factors[:, group_of], step * factors

@@ -58,3 +58,10 @@ def test_comparison_is_by_grid_over_seeds():
 def test_losses_are_compared_as_means_and_by_layer():
     line = {"grid": "W2", "default": [0.101, 0.3], "reference": [0.1, 0.3]}
     assert "| W2 | +0.25 % | +0.0 to +1.0 % |" in reference_losses.table([line])
+
+
+def test_what_it_returns_lies_on_a_grid_of_each_group():
+    found, _ = quantize(WEIGHT.float(), HESSIAN.float(), 2, 48)  # the last group is shorter
+    for group in found.split(48, dim=1):
+        # four codes: a group of a row has at most four values
+        assert max(len(row.unique()) for row in group) <= 4
