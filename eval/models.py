@@ -1,14 +1,15 @@
 r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over calibration seeds, in memory.
 
-    for model in GPT2 OUTLIERS; do
+    for model in QWEN GPT2 OUTLIERS; do
       python eval/simulate.py $model --calibration magr_gptq/demo/text/calibration.txt \
-          --evaluation magr_gptq/demo/text/evaluation.txt --settings eval/models.json --rows 32 --limit 64 \
-          --out eval/results/models.jsonl
+          --evaluation magr_gptq/demo/text/evaluation.txt --also wikitext-2/test.txt \
+          --settings eval/models.json --rows 32 --limit 64 --out eval/results/models.jsonl
     done
     python eval/models.py eval/results/models.jsonl
+    python eval/models.py eval/results/models.jsonl --also
 
-Prints mean ± standard deviation over the seeds, a table for each model. A setting's name is
-"grid | method | seed".
+Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text. A
+setting's name is "grid | method | seed".
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from quality import ALSO
 
-def table(lines: list[dict]) -> str:
+
+def table(lines: list[dict], key: str) -> str:
     """One model's settings as markdown, a row for each method."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in lines:
         if "|" in line["name"]:
             grid, method, _ = line["name"].split(" | ")
-            values[method, grid].append(line["perplexity"])
+            values[method, grid].append(line[key])
     grids = list(dict.fromkeys(grid for _, grid in values))
     rows = ["| | " + " | ".join(grids) + " |", "|---" * (len(grids) + 1) + "|"]
     for method in dict.fromkeys(method for method, _ in values):
@@ -46,12 +49,15 @@ def main() -> None:
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("records", type=Path, help="what simulate.py wrote")
+    parser.add_argument("--also", action="store_true", help="on the other text")
+    args = parser.parse_args()
+    key = ALSO if args.also else "perplexity"
     models = defaultdict(list)
-    for line in map(json.loads, parser.parse_args().records.read_text().splitlines()):
+    for line in map(json.loads, args.records.read_text().splitlines()):
         models[line["model"]].append(line)
     for model, lines in models.items():
-        (unquantized,) = (line["perplexity"] for line in lines if line["name"] == "unquantized")
-        print(f"{model}, unquantized {unquantized:.2f}\n\n{table(lines)}\n")
+        (unquantized,) = (line[key] for line in lines if line["name"] == "unquantized")
+        print(f"{model}, unquantized {unquantized:.2f}\n\n{table(lines, key)}\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ SETTINGS.json is a list of {"name", "method": one of METHODS, "bits", and as nee
 "seed", "rows" of calibration, and for "magr" its settings, "magr": {...}}. Every finished setting adds
 one line to `--out`; settings whose name is there already for this model are skipped, so a run can be
 resumed. A line's "layers" are the four `Measures` of every layer, in the order in which they run.
+`--also` scores another text, too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 import reference
 import torch
 from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
+from quality import ALSO
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -159,8 +161,13 @@ def hidden_error(model: PreTrainedModel, original: PreTrainedModel, rows: Tensor
     return float((found - wanted).square().sum() / wanted.square().sum())
 
 
+def perplexities(model: nn.Module, texts: dict[str, Tensor]) -> dict[str, float]:
+    """Of each text, by the key that it has in a result."""
+    return {key: round(perplexity(model, rows), 4) for key, rows in texts.items()}
+
+
 def run(
-    setting: Setting, original: PreTrainedModel, calibration: Tensor, evaluation: Tensor
+    setting: Setting, original: PreTrainedModel, calibration: Tensor, texts: dict[str, Tensor]
 ) -> dict[str, object]:
     """Quantize a copy of the model and measure it."""
     model = copy.deepcopy(original)
@@ -168,10 +175,10 @@ def run(
     start = time.perf_counter()
     calibrate_and_quantize(model, calibration, quantizer)
     quantized = time.perf_counter()
-    value = perplexity(model, evaluation)
+    found = perplexities(model, texts)
     return {
         **asdict(setting),
-        "perplexity": round(value, 4),
+        **found,
         "mean_proxy_loss": statistics.fmean(layer.loss for layer in quantizer.measures),
         "layers": [[float(f"{x:.4g}") for x in layer] for layer in quantizer.measures],
         "hidden_error": hidden_error(model, original, calibration[:HIDDEN_ROWS]),
@@ -200,6 +207,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", required=True, help="text; the seed draws rows from it")
     parser.add_argument("--evaluation", required=True, help="held-out text")
+    parser.add_argument("--also", help="another text to score, of another domain")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
@@ -208,18 +216,21 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     calibration = tokenizer(load_text(args.calibration))["input_ids"]
-    evaluation = score.cut_windows(tokenizer(load_text(args.evaluation))["input_ids"], CONTEXT, args.limit)
+    sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
+    texts = {
+        key: score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
+        for key, text in sources.items()
+    }
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}
     done = finished(args.out, **named)
     if "unquantized" not in done:
-        value = round(perplexity(model, evaluation), 4)
-        append(args.out, {**named, "name": "unquantized", "perplexity": value})
+        append(args.out, {**named, "name": "unquantized", **perplexities(model, texts)})
     for setting in settings:
         if setting.name not in done:
             count = setting.rows or args.rows
             rows = torch.tensor(random_windows(calibration, count, CONTEXT, setting.seed))
-            append(args.out, named | run(setting, model, rows, evaluation))
+            append(args.out, named | run(setting, model, rows, texts))
 
 
 if __name__ == "__main__":
