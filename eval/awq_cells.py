@@ -4,9 +4,9 @@
 
 AWQ rescales channels between layers so that rounding hurts the output least; what rounds comes after it. Here
 that is rounding to nearest, as AWQ was published ("awq"), plain GPTQ ("awq-gptq") and GPTQ with MagR
-("awq-default"), all in symmetric grids, on the windows that `quality.py` calibrates with. The checkpoints are
-compressed-tensors', loaded by transformers in a fresh process. GPTQModel's own AWQ cannot be used on a CPU:
-in float32 its search takes the weights that it means to restore for a copy, and they are none; see README.md.
+("awq-default"), to be compared with that same MagR on the weights as they were ("default-llmcompressor").
+All in symmetric grids, on the windows that `quality.py` calibrates with; the checkpoints are
+compressed-tensors', loaded by transformers in a fresh process. Why not GPTQModel's own AWQ: see README.md.
 """
 
 from __future__ import annotations
@@ -35,23 +35,30 @@ def _gptq(magr: bool, **scheme: Any) -> Any:
     return MagRGPTQModifier(magr=magr, **scheme)
 
 
-def quantize(
-    make_rounding: Callable[..., Any], cell: Cell, folder: str, args: argparse.Namespace
-) -> tuple[str, dict[str, Any]]:
-    """Rescale, round and save."""
-    from datasets import Dataset
-    from llmcompressor import oneshot
+def _awq() -> list[Any]:
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # AWQModifier pins what it cached, which torch refuses where there is no accelerator
     if not torch.accelerator.is_available():
         IntermediatesCache.pin_memory = lambda *_: None
+    return [AWQModifier()]
+
+
+def quantize(
+    before: Callable[[], list[Any]],
+    make_rounding: Callable[..., Any],
+    cell: Cell, folder: str, args: argparse.Namespace,
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    """Rescale, round and save."""
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in windows(cell, args)]
     # float32, as GPTQModel calibrates on CPUs here
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    recipe = [AWQModifier(), make_rounding(config_groups={"group_0": scheme(cell)}, ignore=["lm_head"])]
+    recipe = [*before(), make_rounding(config_groups={"group_0": scheme(cell)}, ignore=["lm_head"])]
     start = time.perf_counter()
     oneshot(
         model=model, dataset=Dataset.from_list(rows), recipe=recipe,
@@ -71,9 +78,10 @@ def scheme(cell: Cell) -> dict[str, Any]:
 
 
 METHODS = {
-    "awq": partial(quantize, _nearest),
-    "awq-gptq": partial(quantize, partial(_gptq, False)),
-    "awq-default": partial(quantize, partial(_gptq, True)),
+    "awq": partial(quantize, _awq, _nearest),
+    "awq-gptq": partial(quantize, _awq, partial(_gptq, False)),
+    "awq-default": partial(quantize, _awq, partial(_gptq, True)),
+    "default-llmcompressor": partial(quantize, list, partial(_gptq, True)),
 }
 
 if __name__ == "__main__":

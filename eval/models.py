@@ -54,7 +54,8 @@ def main() -> None:
     key = ALSO if args.also else "perplexity"
     models = defaultdict(list)
     for line in map(json.loads, args.records.read_text().splitlines()):
-        models[line["model"]].append(line)
+        if key in line:
+            models[line["model"]].append(line)
     for model, lines in models.items():
         (unquantized,) = (line[key] for line in lines if line["name"] == "unquantized")
         print(f"{model}, unquantized {unquantized:.2f}\n\n{table(lines, key)}\n")
