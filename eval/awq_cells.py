@@ -5,8 +5,9 @@
 AWQ rescales channels between layers so that rounding hurts the output least; what rounds comes after it. Here
 that is rounding to nearest, as AWQ was published ("awq"), plain GPTQ ("awq-gptq") and GPTQ with MagR
 ("awq-default"), to be compared with that same MagR on the weights as they were ("default-llmcompressor").
-All in symmetric grids, on the windows that `quality.py` calibrates with; the checkpoints are
-compressed-tensors', loaded by transformers in a fresh process. Why not GPTQModel's own AWQ: see README.md.
+All in symmetric grids, where AWQ is usually run with zero points, on the windows that `quality.py` calibrates
+with; the checkpoints are compressed-tensors', loaded by transformers in a fresh process. Why not GPTQModel's
+own AWQ: see README.md.
 """
 
 from __future__ import annotations
