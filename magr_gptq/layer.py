@@ -14,6 +14,7 @@ from torch import Tensor
 from magr_gptq.choice import choose, squared_norm
 from magr_gptq.config import KAPPA, Candidate, MagRConfig
 from magr_gptq.definite import normalise
+from magr_gptq.factorization import Share
 from magr_gptq.gain import unbiased_gain
 from magr_gptq.refine import coordinate_descent
 from magr_gptq.scales import fitted_factors
@@ -101,11 +102,12 @@ class Layer:
         group_size: int = -1,
         order: Tensor | None = None,
         config: MagRConfig | None = None,
+        share: Share | None = None,
     ) -> None:
-        """Reduce the weight for every candidate; arguments and errors are those of `reduce`."""
+        """Reduce the weight for every candidate; arguments and errors are those of `reduce_each`."""
         self._config = config or MagRConfig()
         self._reduce = partial(
-            reduce_each, bits=bits, group_size=group_size, order=order, config=self._config
+            reduce_each, bits=bits, group_size=group_size, order=order, config=self._config, share=share
         )
         self._levels = 2**bits
         self._candidates = self._config.candidates(bits, group_size)

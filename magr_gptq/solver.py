@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magr_gptq.admm import Admm
 from magr_gptq.arguments import check_arguments, check_values
 from magr_gptq.config import MagRConfig
 from magr_gptq.definite import ScaledHessian, diagonal_of
-from magr_gptq.descent import descent
-from magr_gptq.groups import group_count
-from magr_gptq.penalty import LinfPenalty, conditional_variances, derived_penalty, linear_penalty
+from magr_gptq.factorization import Share
+from magr_gptq.problem import Poser, Problem
 
 # rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
 CHUNK_ELEMENTS = 2**22
@@ -41,72 +38,6 @@ class Reduction:
     largest_before: Tensor
     largest_after: Tensor
     kept: int = 0
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """One layer's objective and its solver, shared by all rows.
-
-    error_norm_: (w − ŵ)H(w − ŵ)ᵀ of every row, which it overwrites; unit: in which H is measured there.
-    """
-
-    unit: Tensor
-    error_norm_: Callable[[Tensor], Tensor]
-    penalty: LinfPenalty
-    solve: Callable[[Tensor], Tensor]
-    iterations: int
-
-    def objective(self, weight: Tensor, original: Tensor) -> Tensor:
-        return 0.5 * self.error_norm_(weight - original) + self.penalty.value(weight)
-
-
-class _Poser:
-    """Poses the problems of one layer, which share the Hessian's factorizations."""
-
-    def __init__(self, hessian: ScaledHessian, bits: int, group_size: int, config: MagRConfig) -> None:
-        self._hessian = hessian
-        self._bits, self._group_size, self._config = bits, group_size, config
-        self._iterations = config.solver_iterations()
-
-    def problem(self, strength: float | None) -> _Problem:
-        """Of the derived penalty with this constant c, or of the configuration's linear one."""
-        if strength is not None:
-            penalty = derived_penalty(self._variances, self._bits, self._group_size, strength)
-            return self._by_admm(penalty, self._admm)
-        alpha = self._config.alpha_for(self._group_size)
-        assert alpha is not None
-        groups = group_count(self._hessian.diagonal.shape[-1], self._group_size)
-        penalty = linear_penalty(alpha, groups, self._group_size, self._hessian.diagonal)
-        largest = torch.linalg.eigvalsh(self._hessian.copy())[..., -1:, None]
-        if self._config.preset == "default":
-            # in the Hessian's own units, as its factorization is
-            penalty = replace(penalty, weights=largest * penalty.weights)
-            return self._by_admm(penalty, Admm.even(self._hessian))
-        return self._by_descent(penalty, self._hessian.copy().div_(largest))
-
-    def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> _Problem:
-        hessian, count = self._hessian, self._iterations
-        return _Problem(
-            hessian.unit, hessian.squared_norm_, penalty, lambda w: solver.minimise(w, penalty, count), count
-        )
-
-    def _by_descent(self, penalty: LinfPenalty, unit: Tensor) -> _Problem:
-        count = self._iterations
-        return _Problem(
-            torch.ones_like(self._hessian.unit),
-            lambda change: torch.linalg.vecdot(change @ unit, change),
-            penalty,
-            lambda w: descent(w, unit, penalty, count),
-            count,
-        )
-
-    @cached_property
-    def _variances(self) -> Tensor:
-        return conditional_variances(self._hessian.copy())
-
-    @cached_property
-    def _admm(self) -> Admm:
-        return Admm.of(self._hessian, self._variances)
 
 
 @torch.no_grad()
@@ -161,11 +92,14 @@ def reduce_each(
     group_size: int,
     order: Tensor | None,
     config: MagRConfig,
+    share: Share | None = None,
 ) -> list[Reduction]:
     """`reduce` under several strengths c, with one factorization of the Hessian.
 
     Args:
         strengths: 0 leaves the weight as it is; None is the configuration's linear penalty.
+        share: has the factorization from a layer with the same Hessian, order and device, or computes it;
+            not for a batch.
     """
     check_arguments(weight, hessian, bits, group_size, order)
     original = weight.to(hessian.device, torch.float32)
@@ -180,12 +114,12 @@ def reduce_each(
         order = order.to(hessian.device, torch.long)
         original = original.take_along_dim(order[..., None, :], -1)
 
-    def found_on(device: torch.device | str) -> list[Reduction]:
+    def found_on(device: torch.device | str, share: Share | None = None) -> list[Reduction]:
         scaled = ScaledHessian(hessian.to(device), None if order is None else order.to(device))
-        return _reduce_each(original.to(device), _Poser(scaled, bits, group_size, config), strengths)
+        return _reduce_each(original.to(device), Poser(scaled, bits, group_size, config, share), strengths)
 
     try:
-        found = found_on(hessian.device)
+        found = found_on(hessian.device, share)
     except torch.OutOfMemoryError:
         if not _has_own_memory(hessian):
             raise
@@ -231,7 +165,7 @@ def _to(device: torch.device, reduction: Reduction) -> Reduction:
     return replace(reduction, **moved)
 
 
-def _reduce_each(original: Tensor, poser: _Poser, strengths: Sequence[float | None]) -> list[Reduction]:
+def _reduce_each(original: Tensor, poser: Poser, strengths: Sequence[float | None]) -> list[Reduction]:
     found = {
         c: _unchanged(original) if c == 0 else _reduce_rows(original, poser.problem(c))
         for c in set(strengths)
@@ -239,7 +173,7 @@ def _reduce_each(original: Tensor, poser: _Poser, strengths: Sequence[float | No
     return [found[c] for c in strengths]
 
 
-def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:
+def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
     rows = original.shape[-2]
     chunk = min(rows, max(1, CHUNK_ELEMENTS * rows // original.numel()))
     pieces, start = [], 0
@@ -260,7 +194,7 @@ def _reduce_rows(original: Tensor, problem: _Problem) -> Reduction:
     return replace(pieces[0], kept=sum(piece.kept for piece in pieces), **joined)
 
 
-def _reduce_chunk(original: Tensor, problem: _Problem) -> Reduction:
+def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
     found = problem.solve(original)
     before = problem.penalty.value(original)
     after = problem.objective(found, original)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_models import save_mixture
 from problems import hessian_of, weight_of
 from short_memory import CALLS, end_memory
 from tiny import save_tiny_model
@@ -20,12 +21,14 @@ pytest.importorskip("gptqmodel")
 
 from gptqmodel import QuantizeConfig
 from gptqmodel.quantization import config as config_module
+from gptqmodel.quantization.config import HessianConfig
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel_runs import quantize, run_vanilla
 
 from magr_gptq.engines import gptqmodel as engine
 from magr_gptq.engines.job import Job
+from magr_gptq.factorization import Factorization
 from magr_gptq.toolkits import gptqmodel as adapter
 
 TESTS = Path(__file__).parent
@@ -117,6 +120,50 @@ def test_short_last_groups_and_conv1d(tiny, tmp_path, switched_on) -> None:
         weights = torch.load(tmp_path / f"{shape}-{desc_act}" / "dequantized.pt")
         assert len(weights) == layers[shape]
         assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.fixture
+def factorized(monkeypatch) -> list[int]:
+    """The widths of all Hessians that have been factorized."""
+    widths, compute = [], Factorization.of
+
+    def note(hessian):
+        widths.append(hessian.diagonal.shape[-1])
+        return compute(hessian)
+
+    monkeypatch.setattr(Factorization, "of", note)
+    return widths
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 4),  # q, k and v have one input, gate and up another
+        ({"desc_act": True}, 4),
+        # this one forms its groups in another order
+        ({"desc_act": True, "dynamic": {r"+:.*k_proj": {"static_groups": True}}}, 5),
+    ],
+)
+def test_layers_with_one_input_share_one_factorization(
+    settings: dict, expected: int, tiny, switched_on, factorized
+) -> None:
+    def weights(shared: bool) -> dict[str, torch.Tensor]:
+        factorized.clear()
+        dedup = HessianConfig(dedup_shared_inputs=shared)
+        model = quantize(tiny["llama"], bits=2, group_size=32, hessian=dedup, magr=True, **settings)
+        assert len(factorized) == (expected if shared else 7)
+        return model.model.state_dict()
+
+    together, apart = weights(True), weights(False)
+    assert together.keys() == apart.keys()
+    assert all(torch.equal(tensor, apart[name]) for name, tensor in together.items())
+
+
+def test_a_mixtures_experts_keep_no_factorization_for_each_other(tmp_path, switched_on, factorized) -> None:
+    model = quantize(str(save_mixture(tmp_path)), bits=3, group_size=32, magr=True)
+    experts = [layer for layer in model.quantize_config.magr_report.reduced if ".experts." in layer.name]
+    assert len(experts) == 6
+    assert len(factorized) == 1 + 1 + len(experts)  # q, k and v; o
 
 
 def test_dynamic_overrides_reach_their_modules(tiny, switched_on) -> None:

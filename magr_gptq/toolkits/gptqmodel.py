@@ -34,6 +34,7 @@ from gptqmodel.utils.fallback import should_use_fallback
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
+from magr_gptq.factorization import Share
 from magr_gptq.layer import Layer
 from magr_gptq.toolkits import _resume
 from magr_gptq.toolkits._gptq_rounding import RetriedError, Rounding, StandIn
@@ -187,10 +188,11 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     config, module = task.qcfg, task.module
     device = getattr(module, "target_device", None)
     hessian = task.finalize_hessian(target_device=device)
+    order = _order(task, hessian)
     try:
         layer = Layer(
-            task.clone_module(device=hessian.device), hessian,
-            bits=config.bits, group_size=config.group_size, order=_order(task, hessian), config=magr,
+            task.clone_module(device=hessian.device), hessian, bits=config.bits,
+            group_size=config.group_size, order=order, config=magr, share=_share(task, order),
         )  # fmt: skip
     except ValueError as error:
         # one layer's bad numbers don't end a run of hours: the toolkit knows what it does about them
@@ -247,6 +249,17 @@ def _setting(task: Any) -> MagRConfig | None:
         return default
     override = task.qcfg.dynamic_get(task._named_module.full_name, "magr", None)
     return default if override is None else MagRConfig.parse(override)
+
+
+def _share(task: Any, order: torch.Tensor | None) -> Share | None:
+    """The toolkit's cache for layers with one input (q, k, v; gate, up), kept until the last of them is done.
+
+    Not for a mixture's experts, whose names have numbers: all gates come before all ups, so that hundreds of
+    factorizations would be kept.
+    """
+    if any(part.isdigit() for part in task.name.split(".")):
+        return None
+    return partial(task._shared_factor_or_local, "magr" if order is None else "magr, ordered")
 
 
 def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
