@@ -198,7 +198,7 @@ def train(args: argparse.Namespace) -> None:
     """Train, logging one JSON line every `--every` steps, and save."""
     torch.manual_seed(args.seed)
     training, held_out = split_books(args.books)
-    tokenizer = train_tokenizer(training)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(args.init) if args.init else train_tokenizer(training)
     model = build(args.shape, tokenizer).to(args.device)
     if args.init:
         model.load_state_dict(
@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=2200)
-    parser.add_argument("--init", type=Path, help="start from this model, with fresh momentum")
+    parser.add_argument("--init", type=Path, help="start from this model and tokenizer, with fresh momentum")
     parser.add_argument("--decay-from", type=float, default=0.5, help="fraction of the steps at full rate")
     parser.add_argument("--batch", type=int, default=16, help="windows of 256 tokens a step")
     parser.add_argument("--every", type=int, default=100, help="steps between two log lines")
