@@ -1,6 +1,6 @@
 r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over calibration seeds, in memory.
 
-    for model in QWEN GPT2 OUTLIERS; do
+    for model in QWEN GPT2 OUTLIERS LLAMA GPT2W; do
       python eval/simulate.py $model --calibration magr_gptq/demo/text/calibration.txt \
           --evaluation magr_gptq/demo/text/evaluation.txt --also wikitext-2/test.txt \
           --settings eval/models.json --rows 32 --limit 64 --out eval/results/models.jsonl

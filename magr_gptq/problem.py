@@ -1,4 +1,4 @@
-"""What `reduce` minimises for a layer, and the solver that does it."""
+"""What `reduce` minimises for a layer, and the solver that does so."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class Problem:
     iterations: int
 
     def objective(self, weight: Tensor, original: Tensor) -> Tensor:
+        """½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [..., rows], H in the unit."""
         return 0.5 * self.error_norm_(weight - original) + self.penalty.value(weight)
 
 
