@@ -304,6 +304,17 @@ def test_magr_is_unknown_before_and_after() -> None:
     assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
 
 
+@pytest.mark.parametrize("name", adapter.CALLED)
+def test_what_is_called_in_the_layer_loop_is_looked_for_first(name, monkeypatch) -> None:
+    monkeypatch.setattr(GPTQ, name, lambda surprise: surprise)
+    with pytest.raises(magr_gptq.SeamError, match=rf"GPTQ\.{name} takes \('surprise',\), not"):
+        magr_gptq.enable("gptqmodel")
+    monkeypatch.delattr(GPTQ, name)
+    with pytest.raises(magr_gptq.SeamError, match=rf"gptqmodel .* has no .*GPTQ\.{name};"):
+        magr_gptq.enable("gptqmodel")
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+
+
 def test_rounding_to_nearest_carries_nothing_over(switched_on) -> None:
     weight, hessian = weight_of(64, 128), hessian_of(128)
     magr = {"rounding": "nearest", "search": False, "gain": False}

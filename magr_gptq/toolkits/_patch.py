@@ -50,14 +50,23 @@ class Patches:
         Raises:
             SeamError: the function is missing, or takes other parameters than those given.
         """
-        original = self._existing(owner, name)
-        actual = tuple(inspect.signature(original).parameters)
+        original = self.require(owner, name, parameters)
+        self.set(owner, name, functools.wraps(original)(around(original)))
+
+    def require(self, owner: Any, name: str, parameters: tuple[str, ...] | None = None) -> Callable[..., Any]:
+        """The function `owner.name`, which an adapter calls.
+
+        Raises:
+            SeamError: it is missing, or takes other parameters than those given.
+        """
+        function: Callable[..., Any] = self._existing(owner, name)
+        actual = tuple(inspect.signature(function).parameters)
         if parameters is not None and actual != parameters:
             raise SeamError(
                 f"{self.toolkit}: {_path(owner)}.{name} takes {actual}, not {parameters}; "
                 "magr_gptq does not know this release"
             )
-        self.set(owner, name, functools.wraps(original)(around(original)))
+        return function
 
     def add_magr_field(
         self, config_class: Any, around_init: Callable[[Callable[..., Any]], Callable[..., Any]]

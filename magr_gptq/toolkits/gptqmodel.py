@@ -2,18 +2,15 @@
 
 What is touched, why there, all undone by `Patches.undo`:
 
-- `quantization.config.GPTQConfig`: gains the field `magr`. `QuantizeConfig(...)` is a factory that
-  drops unknown keys, so nothing less than a real field of the class it builds would arrive.
-- `GPTQConfig._update_meta_payload`: writes the setting under `meta`, where unmodified loaders keep
-  what they don't know; the constructor reads it back from there.
-- `config._resolve_quantize_config_class`: the one place where the factory picks a method; refuses
-  `magr` for every method but GPTQ.
+- `quantization.config`: the field `magr`; see `_gptq_config`.
 - `GPTQ.quantize`, `GPTAQ.quantize`, `FOEM.quantize`: hand the candidate rows over as `module_copy`,
   which the toolkit rounds instead of a clone, while `module` is a stand-in of their shape; keep each
   row's best. Changed on the class, so every name bound to it, optimum's included, sees the change.
 - `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
 - `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
   see `_resume`.
+
+Called and left as they are: `CALLED` of a task, whose absence would end the process at the first layer.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ from typing import Any
 
 import torch
 from gptqmodel.models.base import BaseQModel
-from gptqmodel.quantization import config as config_module
 from gptqmodel.quantization.foem import FOEM
 from gptqmodel.quantization.gptaq import GPTAQ
 from gptqmodel.quantization.gptq import GPTQ
@@ -36,7 +32,7 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig
 from magr_gptq.factorization import Share
 from magr_gptq.layer import Layer
-from magr_gptq.toolkits import _resume
+from magr_gptq.toolkits import _gptq_config, _resume
 from magr_gptq.toolkits._gptq_rounding import RetriedError, Rounding, StandIn
 from magr_gptq.toolkits._passes import settle
 from magr_gptq.toolkits._patch import Patches
@@ -45,86 +41,30 @@ from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
 log = logging.getLogger(__name__)
 
+CALLED = {
+    "finalize_hessian": ("self", "target_device"),
+    "clone_module": ("self", "copy", "device"),
+    "_shared_factor_or_local": ("self", "ordering", "producer"),
+    "_disable_shared_hessian_cache": ("self",),
+}
 NOT_INVERTED = "its Hessian could not be inverted, so the toolkit rounded it to nearest"
 
 
 def apply(patches: Patches) -> None:
     """Teach GPTQModel the switch `magr`."""
-    patches.add_magr_field(config_module.GPTQConfig, _init)
-    patches.wrap(config_module.GPTQConfig, "_update_meta_payload", _update_meta, ("self", "meta_payload"))
-    patches.wrap(config_module, "_resolve_quantize_config_class", _resolve_class, ("payload",))
+    _gptq_config.apply(patches)
+    for name, parameters in CALLED.items():
+        patches.require(GPTQ, name, parameters)
     for task_class in (GPTQ, GPTAQ, FOEM):
         patches.wrap(task_class, "quantize", _quantize_layer, ("self", "blocksize"))
     patches.wrap(BaseQModel, "quantize", _quantize_model)
     _resume.apply(patches)
 
 
-def _init(original: Callable[..., None]) -> Callable[..., None]:
-    def init(self: Any, *args: Any, magr: Any = None, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        stored = self.meta.get("magr")
-        self.meta = {key: value for key, value in self.meta.items() if key != "magr"}
-        self.magr = _parse(stored if magr is None else magr, self)
-        self.magr_report = RunReport()
-        for override in _overrides(self):
-            override["magr"] = _as_written(override["magr"], self)
-
-    return init
-
-
-def _as_written(setting: Any, config: Any) -> dict[str, Any] | bool:
-    """A checked setting of `magr` as config files have it."""
-    magr = _parse(setting, config)
-    return magr.to_dict() if magr else False
-
-
-def _parse(setting: Any, config: Any) -> MagRConfig | None:
-    """A setting of `magr` that makes sense beside the toolkit's other levers.
-
-    Checked before a layer comes up: an exception in one of the toolkit's threads ends the process.
-    """
-    magr = MagRConfig.parse(setting)
-    method = next((name for name in ("gptaq", "foem") if getattr(config, name, None)), None)
-    if magr and method and (magr.refine or magr.search):
-        raise ValueError(
-            f"magr: refine={magr.refine!r} and search={magr.search!r} lead back to the original weight, "
-            f"and {method} corrects for errors of earlier layers; leave out refine and search, or {method}"
-        )
-    return magr
-
-
-def _overrides(config: Any) -> list[dict[str, Any]]:
-    """The per-module `dynamic` overrides that set `magr`."""
-    return [o for o in (config.dynamic or {}).values() if isinstance(o, dict) and "magr" in o]
-
-
-def _update_meta(original: Callable[..., None]) -> Callable[..., None]:
-    def update_meta(self: Any, meta_payload: dict[str, Any]) -> None:
-        original(self, meta_payload)
-        if self.magr is not None:
-            meta_payload["magr"] = self.magr.to_dict()
-
-    return update_meta
-
-
-def _resolve_class(original: Callable[..., Any]) -> Callable[..., Any]:
-    def resolve_class(payload: dict[str, Any]) -> Any:
-        found = original(payload)
-        setting = payload.get("magr")
-        if setting not in (None, False) and found is not config_module.GPTQConfig:
-            raise ValueError(
-                f"magr={setting!r} applies to method='gptq', and these settings select {found.__name__}; "
-                "leave magr out, or choose method='gptq'"
-            )
-        return found
-
-    return resolve_class
-
-
 def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     def quantize(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = self.quantize_config
-        asked = getattr(config, "magr", None) or any(o["magr"] for o in _overrides(config))
+        asked = getattr(config, "magr", None) or any(o["magr"] for o in _gptq_config.overrides(config))
         if not asked:
             return original(self, *args, **kwargs)
         with reported_run(config):
@@ -142,9 +82,9 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
         ValueError, TypeError: a setting makes no sense.
         NothingReducedError: no layer was reduced.
     """
-    config.magr = _as_written(getattr(config, "magr", None), config)
-    for override in _overrides(config):
-        override["magr"] = _as_written(override["magr"], config)
+    config.magr = _gptq_config.as_written(getattr(config, "magr", None), config)
+    for override in _gptq_config.overrides(config):
+        override["magr"] = _gptq_config.as_written(override["magr"], config)
     with reported_run(config):
         return quantize()
 
