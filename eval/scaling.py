@@ -20,7 +20,7 @@ from bench_methods import OURS
 from bench_shapes import MODELS, Blocks, Input, inputs_of, layer_counts
 
 from magr_gptq import MagRConfig
-from magr_gptq.solver import CHUNK_ELEMENTS
+from magr_gptq.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 
 ITERATIONS = MagRConfig().solver_iterations()
 # of magr_gptq.admm and magr_gptq.penalty: the variances, and one for each of two metrics
@@ -72,15 +72,15 @@ def gptq(rows: int, columns: int) -> float:
     return 4 / 3 * columns**3 + rows * columns**2
 
 
-def peak_bytes(rows: int, columns: int) -> float:
+def peak_bytes(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> float:
     """Beyond float32 weight and Hessian: two products; four chunks beside finished rows, or two results."""
-    size, chunk = rows * columns, min(rows * columns, CHUNK_ELEMENTS)
+    size, chunk = rows * columns, min(rows * columns, elements)
     return FLOAT * (2 * columns**2 + max(size + 3 * chunk, 2 * size))
 
 
 def peak_bytes_cuda(rows: int, columns: int) -> float:
-    """The same on CUDA, where torch inverts the second factor in a copy."""
-    return max(peak_bytes(rows, columns), FLOAT * 3 * columns**2)
+    """The same on CUDA, where chunks are larger, and torch inverts the second factor in a copy."""
+    return max(peak_bytes(rows, columns, DEVICE_CHUNK_ELEMENTS), FLOAT * 3 * columns**2)
 
 
 def work(inputs: list[Input]) -> dict[str, float]:

@@ -18,6 +18,8 @@ from magr_gptq.problem import Poser, Problem
 
 # rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
 CHUNK_ELEMENTS = 2**22
+# 64 MiB on a device: a chunk of a wide layer keeps it busy for longer than the host takes to launch it
+DEVICE_CHUNK_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,7 @@ def _reduce_each(original: Tensor, poser: Poser, strengths: Sequence[float | Non
 
 
 def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
-    rows = original.shape[-2]
-    chunk = min(rows, max(1, CHUNK_ELEMENTS * rows // original.numel()))
+    rows, chunk = original.shape[-2], _chunk_rows(original)
     pieces, start = [], 0
     while start < rows:
         some = original[..., start : start + chunk, :].contiguous()
@@ -192,6 +193,12 @@ def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
         for name in _tensors(pieces[0])
     }
     return replace(pieces[0], kept=sum(piece.kept for piece in pieces), **joined)
+
+
+def _chunk_rows(original: Tensor) -> int:
+    elements = DEVICE_CHUNK_ELEMENTS if _has_own_memory(original) else CHUNK_ELEMENTS
+    rows = original.shape[-2]
+    return min(rows, max(1, elements * rows // original.numel()))
 
 
 def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:

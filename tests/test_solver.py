@@ -99,6 +99,14 @@ def test_rows_are_independent_and_chunks_change_nothing(group_size: int, monkeyp
     torch.testing.assert_close(chunked.objective_after, whole.objective_after, rtol=1e-5, atol=0)
 
 
+def test_a_device_gets_chunks_that_outlast_their_launches() -> None:
+    for device, rows in (("cpu", 1024), ("meta", 4096)):
+        layer = torch.empty((), device=device)
+        assert solver._chunk_rows(layer.expand(8192, 4096)) == rows
+        assert solver._chunk_rows(layer.expand(2, 8192, 4096)) == rows // 2
+        assert solver._chunk_rows(layer.expand(8, 4096)) == 8
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=NAMES)
 @pytest.mark.parametrize("group_size", [-1, 16, 20])
 @pytest.mark.parametrize("ordered", [False, True])
