@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from baselines import Penalty, derived_penalty, gptq_round, inverse_factor, objective, proxy_loss
@@ -179,8 +180,8 @@ def peak_on_gpu(problem: Problem, method: Method) -> int:
 def peak_on_cpu(path: str, name: str) -> int:
     """Growth of the resident set, in a process of its own."""
     # of the new process: what it frees goes back at once, or the peak is what its heap happens to keep
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    environment = patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="65536")
+    with environment, multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(resident_growth, (path, name, torch.get_num_threads()))
 
 
