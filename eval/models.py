@@ -8,8 +8,8 @@ r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over cal
     python eval/models.py eval/results/models.jsonl
     python eval/models.py eval/results/models.jsonl --also
 
-Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text. A
-setting's name is "grid | method | seed".
+Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text, with
+`--divergence` from the unquantized model in place of perplexity. A setting's name is "grid | method | seed".
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from quality import ALSO
 
 
-def table(lines: list[dict], key: str) -> str:
+def table(lines: list[dict], key: str, digits: int) -> str:
     """One model's settings as markdown, a row for each method."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for line in lines:
@@ -33,16 +33,17 @@ def table(lines: list[dict], key: str) -> str:
     grids = list(dict.fromkeys(grid for _, grid in values))
     rows = ["| | " + " | ".join(grids) + " |", "|---" * (len(grids) + 1) + "|"]
     for method in dict.fromkeys(method for method, _ in values):
-        rows.append(f"| {method} | " + " | ".join(entry(values[method, grid]) for grid in grids) + " |")
+        cells = [entry(values[method, grid], digits) for grid in grids]
+        rows.append("| " + " | ".join([method, *cells]) + " |")
     return "\n".join(rows)
 
 
-def entry(perplexities: list[float]) -> str:
+def entry(values: list[float], digits: int) -> str:
     """mean ± standard deviation; nothing where nothing was measured."""
-    if not perplexities:
+    if not values:
         return ""
-    spread = f" ± {statistics.stdev(perplexities):.2f}" if len(perplexities) > 1 else ""
-    return f"{statistics.mean(perplexities):.2f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def main() -> None:
@@ -50,15 +51,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("records", type=Path, help="what simulate.py wrote")
     parser.add_argument("--also", action="store_true", help="on the other text")
+    parser.add_argument("--divergence", action="store_true", help="in nats per token, not perplexity")
     args = parser.parse_args()
-    key = ALSO if args.also else "perplexity"
+    key, digits = ALSO if args.also else "perplexity", 2
+    if args.divergence:
+        key, digits = key.replace("perplexity", "divergence"), 4
     models = defaultdict(list)
     for line in map(json.loads, args.records.read_text().splitlines()):
         if key in line:
             models[line["model"]].append(line)
     for model, lines in models.items():
         (unquantized,) = (line[key] for line in lines if line["name"] == "unquantized")
-        print(f"{model}, unquantized {unquantized:.2f}\n\n{table(lines, key)}\n")
+        print(f"{model}, unquantized {unquantized:.{digits}f}\n\n{table(lines, key, digits)}\n")
 
 
 if __name__ == "__main__":

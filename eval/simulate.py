@@ -7,7 +7,7 @@ SETTINGS.json is a list of {"name", "method": one of METHODS, "bits", and as nee
 "seed", "rows" of calibration, and for "magr" its settings, "magr": {...}}. Every finished setting adds
 one line to `--out`; settings whose name is there already for this model are skipped, so a run can be
 resumed. A line's "layers" are the four `Measures` of every layer, in the order in which they run.
-`--also` scores another text, too.
+`--also` scores another text, too. A text's "divergence" is that of the predictions from the original model's.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import reference
 import torch
 from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
+from fidelity import Text
 from quality import ALSO
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -149,11 +150,6 @@ def calibrate_and_quantize(model: PreTrainedModel, rows: Tensor, quantize_layer:
             handle.remove()
 
 
-def perplexity(model: nn.Module, rows: Tensor) -> float:
-    """exp of the mean negative log-likelihood of each row's tokens after its first."""
-    return score.perplexity(model, rows, str(rows.device))
-
-
 @torch.no_grad()
 def hidden_error(model: PreTrainedModel, original: PreTrainedModel, rows: Tensor) -> float:
     """Squared distance of the last hidden states from the original model's, relative to those."""
@@ -161,13 +157,17 @@ def hidden_error(model: PreTrainedModel, original: PreTrainedModel, rows: Tensor
     return float((found - wanted).square().sum() / wanted.square().sum())
 
 
-def perplexities(model: nn.Module, texts: dict[str, Tensor]) -> dict[str, float]:
-    """Of each text, by the key that it has in a result."""
-    return {key: round(perplexity(model, rows), 4) for key, rows in texts.items()}
+def scores(model: nn.Module, texts: dict[str, Text]) -> dict[str, float]:
+    """Perplexity on each text by its key, and the divergence from the original model."""
+    found = {}
+    for key, text in texts.items():
+        found[key] = round(text.perplexity(model), 4)
+        found[key.replace("perplexity", "divergence")] = round(text.divergence(model), 6)
+    return found
 
 
 def run(
-    setting: Setting, original: PreTrainedModel, calibration: Tensor, texts: dict[str, Tensor]
+    setting: Setting, original: PreTrainedModel, calibration: Tensor, texts: dict[str, Text]
 ) -> dict[str, object]:
     """Quantize a copy of the model and measure it."""
     model = copy.deepcopy(original)
@@ -175,7 +175,7 @@ def run(
     start = time.perf_counter()
     calibrate_and_quantize(model, calibration, quantizer)
     quantized = time.perf_counter()
-    found = perplexities(model, texts)
+    found = scores(model, texts)
     return {
         **asdict(setting),
         **found,
@@ -217,15 +217,15 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     calibration = tokenizer(load_text(args.calibration))["input_ids"]
     sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
-    texts = {
-        key: score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
-        for key, text in sources.items()
-    }
+    texts = {}
+    for key, text in sources.items():
+        windows = score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
+        texts[key] = Text.of(model, windows)
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}
     done = finished(args.out, **named)
     if "unquantized" not in done:
-        append(args.out, {**named, "name": "unquantized", **perplexities(model, texts)})
+        append(args.out, {**named, "name": "unquantized", **scores(model, texts)})
     for setting in settings:
         if setting.name not in done:
             count = setting.rows or args.rows
