@@ -8,8 +8,10 @@ r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over cal
     python eval/models.py eval/results/models.jsonl
     python eval/models.py eval/results/models.jsonl --also
 
-Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text, with
-`--divergence` from the unquantized model in place of perplexity. A setting's name is "grid | method | seed".
+Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text. With
+`--divergence` it is that of the predictions from the unquantized model's, in nats per token, and its rank
+correlation with the perplexity on the same text, over methods and seeds. A setting's name is
+"grid | method | seed".
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from quality import ALSO
+from scipy.stats import spearmanr
 
 
 def table(lines: list[dict], key: str, digits: int) -> str:
@@ -46,23 +49,37 @@ def entry(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+def correlations(lines: list[dict], key: str, other: str) -> str:
+    """Spearman's, of two measures of one model's settings in each grid."""
+    grids: dict[str, list[dict]] = defaultdict(list)
+    for line in lines:
+        if "|" in line["name"]:
+            grids[line["name"].split(" | ")[0]].append(line)
+    found = {
+        grid: spearmanr([line[key] for line in some], [line[other] for line in some]).statistic
+        for grid, some in grids.items()
+    }
+    return ", ".join(f"{grid} {value:.2f}" for grid, value in found.items())
+
+
 def main() -> None:
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("records", type=Path, help="what simulate.py wrote")
     parser.add_argument("--also", action="store_true", help="on the other text")
-    parser.add_argument("--divergence", action="store_true", help="in nats per token, not perplexity")
+    parser.add_argument("--divergence", action="store_true", help="in place of perplexity")
     args = parser.parse_args()
-    key, digits = ALSO if args.also else "perplexity", 2
-    if args.divergence:
-        key, digits = key.replace("perplexity", "divergence"), 4
+    perplexity = ALSO if args.also else "perplexity"
+    key = perplexity.replace("perplexity", "divergence") if args.divergence else perplexity
     models = defaultdict(list)
     for line in map(json.loads, args.records.read_text().splitlines()):
         if key in line:
             models[line["model"]].append(line)
     for model, lines in models.items():
-        (unquantized,) = (line[key] for line in lines if line["name"] == "unquantized")
-        print(f"{model}, unquantized {unquantized:.{digits}f}\n\n{table(lines, key, digits)}\n")
+        (unquantized,) = (line[perplexity] for line in lines if line["name"] == "unquantized")
+        print(f"{model}, unquantized {unquantized:.2f}\n\n{table(lines, key, 4 if args.divergence else 2)}\n")
+        if args.divergence:
+            print(f"rank correlation with perplexity: {correlations(lines, key, perplexity)}\n")
 
 
 if __name__ == "__main__":
