@@ -37,8 +37,8 @@ TOOLKIT_OF = {"modern": "gptqmodel", "autogptq": "auto_gptq"}
 
 NEED_NO_TOOLKIT = (
     "baselines", "bench_solver", "compare_cells", "compare_results", "config", "convergence", "diagnostics",
-    "fuzz", "grid", "kernels", "layer", "matrix", "memory", "numerics", "prox", "recipes", "reference",
-    "refine", "report_html", "scales", "solver", "threads",
+    "fidelity", "fuzz", "grid", "kernels", "layer", "matrix", "memory", "models", "numerics", "prox",
+    "recipes", "reference", "refine", "report_html", "scales", "solver", "threads",
 )  # fmt: skip
 if os.environ.get("MAGR_ENV") == "autogptq":
     collect_ignore = [f"test_{name}.py" for name in NEED_NO_TOOLKIT]
