@@ -1,7 +1,7 @@
 r"""What each part of the default brings: one setting changed at a time, the others as they are.
 
-    python eval/simulate.py magr_gptq/demo/model --calibration magr_gptq/demo/text/calibration.txt \
-        --evaluation magr_gptq/demo/text/evaluation.txt --settings eval/ablation.json --limit 128 \
+    python eval/simulate.py magr_gptq/app/demo/model --calibration magr_gptq/app/demo/text/calibration.txt \
+        --evaluation magr_gptq/app/demo/text/evaluation.txt --settings eval/ablation.json --limit 128 \
         --out eval/results/ablation.jsonl
     python eval/ablation.py eval/results/ablation.jsonl
 

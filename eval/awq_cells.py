@@ -31,7 +31,7 @@ def _nearest(**scheme: Any) -> Any:
 
 
 def _gptq(magr: bool, **scheme: Any) -> Any:
-    from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+    from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
     return MagRGPTQModifier(magr=magr, **scheme)
 

@@ -12,7 +12,7 @@ import torch
 from bench_shapes import MODELS, layer_counts
 from torch import Tensor
 
-DEMO = Path(str(files("magr_gptq") / "demo"))
+DEMO = Path(str(files("magr_gptq.app") / "demo"))
 CONDITION = 1e6
 # real Hessians have a few directions far above the rest
 DOMINANT, DOMINANCE = 4, 30
@@ -98,7 +98,7 @@ def demo_layers() -> list[tuple[Tensor, Tensor]]:
     from simulate import calibrate_and_quantize
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from magr_gptq.text import load_text, random_windows
+    from magr_gptq.app.text import load_text, random_windows
 
     found = []
 

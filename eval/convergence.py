@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.text import load_text, random_windows
+from magr_gptq.app.text import load_text, random_windows
 
 matplotlib.use("Agg")
 

@@ -1,7 +1,7 @@
 r"""Which number of a quantized layer predicts the model's perplexity?
 
-    for model in magr_gptq/demo/model GPT2 OUTLIERS; do
-      python eval/simulate.py $model --calibration magr_gptq/demo/text/calibration.txt \
+    for model in magr_gptq/app/demo/model GPT2 OUTLIERS; do
+      python eval/simulate.py $model --calibration magr_gptq/app/demo/text/calibration.txt \
           --evaluation eval/selection.txt --settings eval/choice.json --rows 32 --limit 64 \
           --out eval/results/criterion.jsonl
     done

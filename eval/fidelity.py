@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 from transformers import AutoTokenizer
 
-from magr_gptq import score
-from magr_gptq.text import load_text
+from magr_gptq.app.text import load_text
+from magr_score import perplexity as score
 
 WINDOWS_AT_ONCE = 8
 

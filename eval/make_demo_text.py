@@ -1,6 +1,6 @@
 """Cut the demo's calibration and evaluation text out of public-domain books.
 
-    python eval/make_demo_text.py BOOKS_FOLDER magr_gptq/demo/text --selection eval/selection.txt
+    python eval/make_demo_text.py BOOKS_FOLDER magr_gptq/app/demo/text --selection eval/selection.txt
 
 Calibration comes from the first 96 % of every book, which the demo model was trained on;
 evaluation comes from the last 4 % only, which it has never seen. So does selection, the text that

@@ -1,8 +1,8 @@
 r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over calibration seeds, in memory.
 
     for model in QWEN GPT2 OUTLIERS LLAMA GPT2W; do
-      python eval/simulate.py $model --calibration magr_gptq/demo/text/calibration.txt \
-          --evaluation magr_gptq/demo/text/evaluation.txt --also wikitext-2/test.txt \
+      python eval/simulate.py $model --calibration magr_gptq/app/demo/text/calibration.txt \
+          --evaluation magr_gptq/app/demo/text/evaluation.txt --also wikitext-2/test.txt \
           --settings eval/models.json --rows 32 --limit 64 --out eval/results/models.jsonl
     done
     python eval/models.py eval/results/models.jsonl

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("magr_gptq", "tests", "eval", "pyproject.toml")
+PARTS = ("magr_gptq", "magr_score", "tests", "eval", "pyproject.toml")
 UNUSED = shutil.ignore_patterns("__pycache__", "demo", "results", "*.json")
 
 
@@ -32,43 +32,65 @@ class Mutation(NamedTuple):
 
 
 MUTATIONS = [
-    Mutation("prox.py", "(total - t * theta) / (mass + t)", "(total - t * theta) / (mass + 2 * t)", "prox"),
-    Mutation("prox.py", "not (mass < mass_before).any()", "not (mass < mass_before).all()", "prox"),
-    Mutation("penalty.py", "3 * (2**bits - 1) ** 2", "3 * (2**bits) ** 2", "solver"),
-    Mutation("penalty.py", "view.sum(-1) for view", "view.mean(-1) for view", "solver"),
-    Mutation("admm.py", "OVER_RELAXATION = 1.6", "OVER_RELAXATION = 2.4", "convergence"),
-    Mutation("admm.py", ".mul_((metric / splitting.metric)[..., None, :])", "", "convergence"),
-    Mutation("admm.py", "factor.mul_(metric[..., None])", "factor.mul_(metric[..., None, :])", "convergence"),
-    Mutation("descent.py", "hessian, alpha=-1", "hessian, alpha=-0.5", "solver convergence"),
-    Mutation("solver.py", "improved = after <= before", "improved = after <= torch.inf", "numerics"),
-    Mutation("solver.py", "back = order.argsort(-1)", "back = order", "solver"),
-    Mutation("solver.py", "chunk = -(-chunk // 2)", "chunk = chunk // 2", "solver"),
-    Mutation("definite.py", "10 * shift, shift)", "shift, shift)", "numerics"),
-    Mutation("definite.py", "10 * shift, shift)", "10 * shift, 10 * shift)", "numerics"),
-    Mutation("definite.py", "half - exponent", "half", "numerics"),
-    Mutation("definite.py", "turned = _permuted(turned, self._order)", "turned = turned.clone()", "solver"),
-    Mutation("choice.py", ".argmin(0)", ".argmax(0)", "layer refine"),
-    Mutation("choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
-    Mutation("choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
-    Mutation("kernels/plain_sweep.py", "move * curvature - 2 * local", "move * curvature - local", "refine"),
-    Mutation("refine.py", "residual.addmm_(moves, hessian[block], alpha=-1)", "pass", "refine"),
-    Mutation("gain.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"),
-    Mutation("gain.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
-    Mutation("grid.py", "top / (top - rise)", "1.0", "grid"),
-    Mutation("grid.py", "zero + rise", "zero", "grid"),
-    Mutation("layer.py", "self._hessian.to(device) * self._unit", "self._hessian.to(device)", "layer"),
-    Mutation("layer.py", "self.factors.chunk(", "self.factors.flip(0).chunk(", "layer"),
+    Mutation(
+        "reduction/prox.py",
+        "(total - t * theta) / (mass + t)",
+        "(total - t * theta) / (mass + 2 * t)",
+        "prox",
+    ),
+    Mutation("reduction/prox.py", "not (mass < mass_before).any()", "not (mass < mass_before).all()", "prox"),
+    Mutation("reduction/penalty.py", "3 * (2**bits - 1) ** 2", "3 * (2**bits) ** 2", "solver"),
+    Mutation("reduction/penalty.py", "view.sum(-1) for view", "view.mean(-1) for view", "solver"),
+    Mutation("reduction/admm.py", "OVER_RELAXATION = 1.6", "OVER_RELAXATION = 2.4", "convergence"),
+    Mutation("reduction/admm.py", ".mul_((metric / splitting.metric)[..., None, :])", "", "convergence"),
+    Mutation(
+        "reduction/admm.py",
+        "factor.mul_(metric[..., None])",
+        "factor.mul_(metric[..., None, :])",
+        "convergence",
+    ),
+    Mutation("reduction/descent.py", "hessian, alpha=-1", "hessian, alpha=-0.5", "solver convergence"),
+    Mutation(
+        "reduction/solver.py", "improved = after <= before", "improved = after <= torch.inf", "numerics"
+    ),
+    Mutation("reduction/solver.py", "back = order.argsort(-1)", "back = order", "solver"),
+    Mutation("reduction/solver.py", "chunk = -(-chunk // 2)", "chunk = chunk // 2", "solver"),
+    Mutation("reduction/hessian.py", "10 * shift, shift)", "shift, shift)", "numerics"),
+    Mutation("reduction/hessian.py", "10 * shift, shift)", "10 * shift, 10 * shift)", "numerics"),
+    Mutation("reduction/hessian.py", "half - exponent", "half", "numerics"),
+    Mutation(
+        "reduction/hessian.py", "turned = _permuted(turned, self._order)", "turned = turned.clone()", "solver"
+    ),
+    Mutation("rounding/choice.py", ".argmin(0)", ".argmax(0)", "layer refine"),
+    Mutation("rounding/choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
+    Mutation("rounding/choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
+    Mutation(
+        "rounding/kernels/plain.py", "move * curvature - 2 * local", "move * curvature - local", "refine"
+    ),
+    Mutation("rounding/sweep.py", "residual.addmm_(moves, hessian[block], alpha=-1)", "pass", "refine"),
+    Mutation(
+        "rounding/scales.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"
+    ),
+    Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
+    Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
+    Mutation("rounding/step.py", "zero + rise", "zero", "grid"),
+    Mutation(
+        "rounding/layer.py", "self._hessian.to(device) * self._unit", "self._hessian.to(device)", "layer"
+    ),
+    Mutation("rounding/layer.py", "self.factors.chunk(", "self.factors.flip(0).chunk(", "layer"),
     Mutation("config.py", "PLAIN = Candidate(0.0)", "PLAIN = Candidate(0.0, (0.9,))", "config"),
     Mutation("config.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
-    Mutation("scales.py", "(original - quantized) @ hessian", "original @ hessian", "scales"),
-    Mutation("scales.py", "change * _within_bounds(change)", "change * 1.0", "scales"),
-    Mutation("scales.py", "quantized[:, some] @ hessian[some]", "quantized @ hessian", "scales"),
-    Mutation("factors.py", ".argmin(-1", ".argmax(-1", "factors"),
-    Mutation("layer.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
+    Mutation("rounding/scales.py", "(original - quantized) @ hessian", "original @ hessian", "scales"),
+    Mutation("rounding/scales.py", "change * _within_bounds(change)", "change * 1.0", "scales"),
+    Mutation("rounding/scales.py", "quantized[:, some] @ hessian[some]", "quantized @ hessian", "scales"),
+    Mutation("rounding/step.py", ".argmin(-1", ".argmax(-1", "factors"),
+    Mutation("rounding/layer.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
     Mutation("config.py", "tuple(-beta for beta in betas)", "betas", "config"),
-    Mutation("layer.py", "if groups > 1:", "if groups > 99:", "layer"),
-    Mutation("layer.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
-    Mutation("layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer"),
+    Mutation("rounding/layer.py", "if groups > 1:", "if groups > 99:", "layer"),
+    Mutation("rounding/layer.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
+    Mutation(
+        "rounding/layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer"
+    ),
 ]
 
 

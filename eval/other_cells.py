@@ -16,7 +16,7 @@ from typing import Any
 from quality import CONTEXT, Cell, cells, path, scored, write
 from transformers import AutoTokenizer
 
-from magr_gptq.text import load_text, random_windows
+from magr_gptq.app.text import load_text, random_windows
 
 # makes a cell's checkpoint in the folder; where it is, and what to record of it
 Quantize = Callable[[Cell, str, argparse.Namespace], tuple[str, dict[str, Any]]]

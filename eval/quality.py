@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.engines.job import Job
-from magr_gptq.engines.run import Worker
-from magr_gptq.engines.scoring import score
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.worker import Worker
+from magr_gptq.app.scoring import score
 
 CONTEXT = 256
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))

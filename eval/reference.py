@@ -27,11 +27,10 @@ from baselines import (
 from torch import Tensor
 
 from magr_gptq import MagRConfig
-from magr_gptq.choice import choose, squared_norm
 from magr_gptq.config import KAPPA, Candidate
-from magr_gptq.gain import unbiased_gain
-from magr_gptq.refine import coordinate_descent
-from magr_gptq.scales import fitted_factors
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
+from magr_gptq.rounding.sweep import coordinate_descent
 
 TOLERANCE = 1e-4
 # ADMM's metric as a share of the geometric mean of a column's two curvatures, and the steps to make in it:

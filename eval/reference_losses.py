@@ -21,7 +21,7 @@ from simulate import CONTEXT, LayerQuantizer, Setting, append, calibrate_and_qua
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from magr_gptq.text import load_text, random_windows
+from magr_gptq.app.text import load_text, random_windows
 
 # rows are independent: every fourth of them costs less and says the same
 EVERY = 4

@@ -29,11 +29,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import magr_gptq
-from magr_gptq.engines.run import environment
-from magr_gptq.engines.scoring import score_all
-from magr_gptq.text import load_text, random_windows
+from magr_gptq.app.quantizing.worker import environment
+from magr_gptq.app.scoring import score_all
+from magr_gptq.app.text import load_text, random_windows
 
-DEMO = Path(str(files("magr_gptq") / "demo"))
+DEMO = Path(str(files("magr_gptq.app") / "demo"))
 CONTEXT = 256
 GROUP_SIZE = 128
 BITS = (4, 3, 2)
@@ -114,7 +114,7 @@ def by_llmcompressor(task: Task) -> None:
     from llmcompressor import oneshot
     from llmcompressor.modifiers.gptq import GPTQModifier
 
-    from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+    from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
     weights = {"num_bits": task.bits, "type": "int", "strategy": "group", "group_size": GROUP_SIZE}
     modifier = (MagRGPTQModifier if task.magr else GPTQModifier)(

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from magr_gptq import MagRConfig, score
-from magr_gptq.layer import Layer, Rounded
-from magr_gptq.text import load_text, random_windows
+from magr_gptq import MagRConfig
+from magr_gptq.app.text import load_text, random_windows
+from magr_gptq.rounding.layer import Layer, Rounded
+from magr_score import perplexity as score
 
 CONTEXT = 256
 HIDDEN_ROWS = 16

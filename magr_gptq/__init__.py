@@ -5,7 +5,7 @@ Importing this package imports no toolkit and changes nothing.
 """
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.solver import Reduction, reduce
+from magr_gptq.reduction.solver import Reduction, reduce
 from magr_gptq.toolkits import NothingReducedError, SeamError, disable, enable, enabled
 
 __all__ = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from magr_gptq.cli.app import app
-from magr_gptq.engines.run import Worker
+from magr_gptq.app.cli.app import app
+from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import installed
 
 PROSE = "It is a truth universally acknowledged, that a single man must be in want of a wife. " * 30

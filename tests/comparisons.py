@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from magr_gptq.compare.cells import PROFILE, UNQUANTIZED, Cell
+from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell
 
 UNQUANTIZED_PERPLEXITY = 20.0
 # what each method adds to the unquantized model's perplexity at 2 bits; halved twice with every bit more

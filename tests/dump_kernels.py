@@ -17,8 +17,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
-from magr_gptq.kernels.fused import fused_update_  # noqa: E402
-from magr_gptq.kernels.fused_sweep import fused_sweep_block_  # noqa: E402
+from magr_gptq.reduction.kernels.fused import fused_update_  # noqa: E402
+from magr_gptq.rounding.kernels.fused import fused_sweep_block_  # noqa: E402
 
 KERNELS = {"update": fused_update_, "sweep": fused_sweep_block_}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from magr_gptq.groups import group_count
-from magr_gptq.layer import Layer, Rounded
+from magr_gptq.reduction.groups import group_count
+from magr_gptq.rounding.layer import Layer, Rounded
 
 
 def round_rows(layer: Layer, bits: int, group_size: int = -1) -> Rounded:

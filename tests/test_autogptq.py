@@ -21,8 +21,8 @@ pytest.importorskip("auto_gptq")
 from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
 from auto_gptq.quantization import gptq
 
-from magr_gptq.toolkits import _quantizer
-from magr_gptq.toolkits import autogptq as adapter
+from magr_gptq.toolkits import quantizer
+from magr_gptq.toolkits.autogptq import adapter
 
 TESTS = Path(__file__).parent
 LLAMA_LAYERS = 7
@@ -108,7 +108,7 @@ def round_trips(tiny, tmp_path_factory) -> Path:
     with magr_gptq.enabled("auto-gptq"), pytest.MonkeyPatch.context() as patch:
         recorded, found_zeros = {}, []
         patch.setattr(gptq.GPTQ, "fasterquant", _recording(gptq.GPTQ.fasterquant, recorded))
-        patch.setattr(_quantizer, "shrink_grid", _noting_zeros(_quantizer.shrink_grid, found_zeros))
+        patch.setattr(quantizer, "shrink_grid", _noting_zeros(quantizer.shrink_grid, found_zeros))
         for (shape, settings), folder in zip(ROUND_TRIPS, folders, strict=True):
             recorded.clear()
             found_zeros.clear()

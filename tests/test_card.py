@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from magr_gptq.card import CITATION, model_card
-from magr_gptq.engines.job import Job, Outcome
+from magr_gptq.app.quantizing.card import CITATION, model_card
+from magr_gptq.app.quantizing.job import Job, Outcome
 
 JOB = Job("some/Model-1B", "/home/me/out", "/home/me/prose.txt", bits=3, group_size=64, samples=5, seed=7)
 LAYERS = [

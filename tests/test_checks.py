@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny import _rewrite, save_tiny_model
 from typer.testing import CliRunner
 
-from magr_gptq.cli.app import app
-from magr_gptq.engines import loading, space
-from magr_gptq.engines.checks import PICKLES, check_model_folder, find_shards, tensor_shapes
-from magr_gptq.engines.job import Job
+from magr_gptq.app.cli.app import app
+from magr_gptq.app.quantizing import loading, space
+from magr_gptq.app.quantizing.checks import PICKLES, check_model_folder, find_shards, tensor_shapes
+from magr_gptq.app.quantizing.job import Job
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
 

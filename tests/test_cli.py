@@ -12,12 +12,12 @@ import yaml
 from commands import PROSE, call, quantize, shared
 from tiny import save_tiny_model
 
-from magr_gptq import score
-from magr_gptq.cli import demo as demo_module
-from magr_gptq.cli import doctor as doctor_module
-from magr_gptq.cli import quantize as quantize_module
-from magr_gptq.engines.run import Worker
+from magr_gptq.app.cli import demo as demo_module
+from magr_gptq.app.cli import doctor as doctor_module
+from magr_gptq.app.cli import quantize as quantize_module
+from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import SeamError, installed
+from magr_score import perplexity as score
 
 NEEDS_GPTQMODEL = pytest.mark.skipif("gptqmodel" not in installed(), reason="needs GPTQModel")
 

@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("matplotlib")
 
-from magr_gptq.cli.app import app
-from magr_gptq.cli.compare import _parse_devices
-from magr_gptq.compare import run as run_module
-from magr_gptq.compare.cells import Store
-from magr_gptq.compare.plan import Plan
-from magr_gptq.compare.run import Run, run_cells
+from magr_gptq.app.cli.app import app
+from magr_gptq.app.cli.compare import _parse_devices
+from magr_gptq.app.comparing import run as run_module
+from magr_gptq.app.comparing.cells import Store
+from magr_gptq.app.comparing.plan import Plan
+from magr_gptq.app.comparing.run import Run, run_cells
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
 
@@ -50,8 +50,10 @@ def model(tmp_path_factory) -> str:
 def fake(monkeypatch) -> None:
     monkeypatch.setattr(run_module, "LANE", (FAKE_LANE,))
     # tests/test_report_html.py looks at the figures, which take most of a short run's time
-    monkeypatch.setattr("magr_gptq.compare.report._inline", lambda _: "")
-    monkeypatch.setattr("magr_gptq.compare.figures.save_all", lambda _, folder: folder.mkdir(exist_ok=True))
+    monkeypatch.setattr("magr_gptq.app.comparing.report._inline", lambda _: "")
+    monkeypatch.setattr(
+        "magr_gptq.app.comparing.figures.save_all", lambda _, folder: folder.mkdir(exist_ok=True)
+    )
 
 
 def arguments(model: object, *more: object) -> list[str]:
@@ -223,9 +225,8 @@ def test_devices_are_numbers_of_gpus_that_are_there(monkeypatch) -> None:
 def start(*given: str, lane: str | None, **environment: str) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     swap = f"run.LANE = ({lane!r},)" if lane else ""
-    code = (
-        f"from magr_gptq.compare import run\n{swap}\nfrom magr_gptq.cli.app import app\napp({list(given)!r})"
-    )
+    imports = "from magr_gptq.app.comparing import run\nfrom magr_gptq.app.cli.app import app"
+    code = f"{imports}\n{swap}\napp({list(given)!r})"
     return subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,

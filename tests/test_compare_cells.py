@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from comparisons import cell
 
-from magr_gptq.compare.cells import PROFILE, UNQUANTIZED, Cell, Store, write_atomically
-from magr_gptq.compare.plan import Grid, fetch_texts, list_cells, name_sources
+from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Store, write_atomically
+from magr_gptq.app.comparing.plan import Grid, fetch_texts, list_cells, name_sources
 from magr_gptq.errors import InputError
 
 GPTQ = cell("gptq", 3, 128, 1)

@@ -8,10 +8,10 @@ from io import StringIO
 import pytest
 from comparisons import cell, comparison, scored
 
-from magr_gptq.compare import table
-from magr_gptq.compare.cells import UNQUANTIZED, Cell
-from magr_gptq.compare.formats import decimal, duration, signed, size
-from magr_gptq.compare.results import (
+from magr_gptq.app.comparing import table
+from magr_gptq.app.comparing.cells import UNQUANTIZED, Cell
+from magr_gptq.app.comparing.formats import decimal, duration, signed, size
+from magr_gptq.app.comparing.results import (
     accuracy_tables,
     costs,
     failures,
@@ -19,7 +19,7 @@ from magr_gptq.compare.results import (
     perplexity_tables,
     versions,
 )
-from magr_gptq.compare.verdict import judge
+from magr_gptq.app.comparing.verdict import judge
 
 PUBLISHED = {(UNQUANTIZED, 16, -1): {"prose": 5.47}, ("paper", 2, -1): {"prose": 16.73}}
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny_model
 
-from magr_gptq.compare.measure import zero_shot
-from magr_gptq.engines.run import EngineError
+from magr_gptq.app.comparing.measure import zero_shot
+from magr_gptq.app.quantizing.worker import EngineError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval>=0.4.13'"

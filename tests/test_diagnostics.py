@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.diagnostics import (
+from magr_gptq.app.inspecting.forecast import (
     forecast,
     forecast_layers,
     fraction_rank,
@@ -18,7 +18,7 @@ from magr_gptq.diagnostics import (
     rounding_error,
     spread,
 )
-from magr_gptq.penalty import conditional_variances, derived_penalty
+from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
 
 
 def inputs_of(tokens: int, columns: int, values: torch.Tensor) -> torch.Tensor:

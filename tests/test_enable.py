@@ -12,7 +12,7 @@ import pytest
 
 import magr_gptq
 from magr_gptq import toolkits
-from magr_gptq.toolkits._patch import Patches
+from magr_gptq.toolkits.patching import Patches
 
 NAME = "gptqmodel" if importlib.util.find_spec("gptqmodel") else "auto-gptq"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from problems import weight_of
 
-from magr_gptq.factors import least_error_factor
+from magr_gptq.rounding.step import least_error_factor
 
 FACTORS = (1.0, 0.9, 0.8, 0.7)
 

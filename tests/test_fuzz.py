@@ -11,9 +11,9 @@ from problems import weight_of
 from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.choice import squared_norm
-from magr_gptq.layer import Layer
-from magr_gptq.refine import coordinate_descent
+from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.rounding.layer import Layer
+from magr_gptq.rounding.sweep import coordinate_descent
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 STRENGTHS = st.floats(1e-4, 1e2)

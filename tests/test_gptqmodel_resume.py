@@ -25,7 +25,7 @@ from gptqmodel.looper.checkpoint import CheckpointStopped
 from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
 from gptqmodel_runs import load
 
-from magr_gptq.toolkits import _resume
+from magr_gptq.toolkits.gptqmodel import resume
 
 BLOCKS = 2
 
@@ -89,10 +89,10 @@ def test_what_is_kept_can_be_any_report() -> None:
     runs = [SimpleNamespace(magr=object(), magr_report=RunReport()) for _ in range(2)]
     stopped, resumed = (SimpleNamespace(model=SimpleNamespace(quantize_config=run)) for run in runs)
     runs[0].magr_report.layers += layers
-    state, _ = _resume._capture(lambda _self: ({"version": 3}, {}))(stopped)
+    state, _ = resume._capture(lambda _self: ({"version": 3}, {}))(stopped)
     # text: the toolkit's own encoding takes no NaN
     assert json.loads(state["magr_report"])[1] == asdict(layers[1])
-    _resume._restore(lambda _self, _state, _artifacts: None)(resumed, state, {})
+    resume._restore(lambda _self, _state, _artifacts: None)(resumed, state, {})
     assert repr(runs[1].magr_report.layers) == repr(layers)
 
 
@@ -100,6 +100,6 @@ def test_what_is_kept_can_be_any_report() -> None:
 def test_off_changes_no_checkpoint(settings: dict) -> None:
     config = SimpleNamespace(magr_report=RunReport(), **settings)
     task = SimpleNamespace(model=SimpleNamespace(quantize_config=config))
-    assert _resume._capture(lambda _self: ({"version": 3}, {}))(task) == ({"version": 3}, {})
-    _resume._restore(lambda _self, _state, _artifacts: None)(task, {"version": 3}, {})
+    assert resume._capture(lambda _self: ({"version": 3}, {}))(task) == ({"version": 3}, {})
+    resume._restore(lambda _self, _state, _artifacts: None)(task, {"version": 3}, {})
     assert not config.magr_report.layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magr_gptq.grid import shrink_grid
+from magr_gptq.rounding.step import shrink_grid
 
 SCALE = torch.tensor([[0.1], [0.2], [0.4], [0.8]])
 ZERO = torch.tensor([[0.0], [1.0], [2.0], [3.0]])

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 from typer.testing import CliRunner
 
-from magr_gptq import hessians
-from magr_gptq.cli import _inspect_figure as figure_module
-from magr_gptq.cli import _inspect_views as views
-from magr_gptq.cli import inspect as inspect_module
-from magr_gptq.cli.app import app
-from magr_gptq.diagnostics import Forecast, LayerForecast, forecast, fraction_rank
-from magr_gptq.text import random_windows
+from magr_gptq.app.cli import inspect as inspect_module
+from magr_gptq.app.cli.app import app
+from magr_gptq.app.inspecting import figure as figure_module
+from magr_gptq.app.inspecting import hessians, views
+from magr_gptq.app.inspecting.forecast import Forecast, LayerForecast, forecast, fraction_rank
+from magr_gptq.app.text import random_windows
 
 PROSE = "It is a truth universally acknowledged, that a single man must be in want of a wife. " * 30
 NEEDS_MATPLOTLIB = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra eval")

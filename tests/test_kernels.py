@@ -14,10 +14,11 @@ import torch
 from baselines import gptq_round, grid_step, inverse_factor
 from problems import hessian_of, weight_of
 
-from magr_gptq import kernels
-from magr_gptq.groups import group_count
-from magr_gptq.kernels.plain import plain_update_
-from magr_gptq.kernels.plain_sweep import plain_sweep_block_
+from magr_gptq.reduction import kernels
+from magr_gptq.reduction.groups import group_count
+from magr_gptq.reduction.kernels.plain import plain_update_
+from magr_gptq.rounding import kernels as rounding_kernels
+from magr_gptq.rounding.kernels.plain import plain_sweep_block_
 
 RELAXATION = 1.6
 # rows (of a batch), columns, group size: whole rows, groups, a short last group, a group wider than the row,
@@ -186,7 +187,7 @@ def compiled(kernel, folder, monkeypatch, constants: tuple, options: dict, float
 def test_the_update_compiles_without_a_gpu(constants, monkeypatch, tmp_path) -> None:
     """For whole rows and for groups."""
     pytest.importorskip("triton")
-    from magr_gptq.kernels.fused import _update_kernel
+    from magr_gptq.reduction.kernels.fused import _update_kernel
 
     options = {"num_warps": 8}
     assert compiled(_update_kernel, tmp_path, monkeypatch, constants, options, ("relaxation",)).asm["cubin"]
@@ -195,7 +196,7 @@ def test_the_update_compiles_without_a_gpu(constants, monkeypatch, tmp_path) -> 
 def test_the_sweep_compiles_without_a_gpu(monkeypatch, tmp_path) -> None:
     """Its multiplications and additions stay apart: a fused one would find moves where there are none."""
     pytest.importorskip("triton")
-    from magr_gptq.kernels.fused_sweep import OPTIONS, ROWS, _sweep_kernel
+    from magr_gptq.rounding.kernels.fused import OPTIONS, ROWS, _sweep_kernel
 
     found = compiled(_sweep_kernel, tmp_path, monkeypatch, (ROWS, 128), OPTIONS)
     assert found.asm["cubin"]
@@ -205,9 +206,9 @@ def test_the_sweep_compiles_without_a_gpu(monkeypatch, tmp_path) -> None:
 
 def test_the_kernels_are_for_cuda_only(monkeypatch) -> None:
     """On the CPU the twins are chosen and triton stays unimported."""
-    modules = ("magr_gptq.kernels.fused", "magr_gptq.kernels.fused_sweep")
+    modules = ("magr_gptq.reduction.kernels.fused", "magr_gptq.rounding.kernels.fused")
     for module in modules:
         monkeypatch.delitem(sys.modules, module, raising=False)
     apply(kernels.update_, arguments(*UPDATES[0]))
-    apply(kernels.sweep_block_, arguments(*SWEEPS[0]))
+    apply(rounding_kernels.sweep_block_, arguments(*SWEEPS[0]))
     assert not sys.modules.keys() & set(modules)

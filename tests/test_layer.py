@@ -8,10 +8,10 @@ from baselines import gptq_grid, gptq_round, inverse_factor
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.choice import squared_norm
 from magr_gptq.config import KAPPA
-from magr_gptq.layer import Layer, Rounded
-from magr_gptq.refine import coordinate_descent
+from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.sweep import coordinate_descent
 
 BITS = 2
 
@@ -142,7 +142,7 @@ def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch
         slopes.append((original @ hessian * quantized).sum(1) / squared_norm(original, hessian))
         return coordinate_descent(quantized, original, hessian, *_, **grid)
 
-    monkeypatch.setattr("magr_gptq.layer.coordinate_descent", seen)
+    monkeypatch.setattr("magr_gptq.rounding.layer.coordinate_descent", seen)
     settle(MagRConfig(refine=3))
     assert len(slopes) == 3
     torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)

@@ -21,7 +21,7 @@ from llmcompressor.recipe import Recipe
 from llmcompressor_runs import digests, quantize, run_script, scheme, weights
 from safetensors.torch import load_file
 
-from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
 SCRIPT = str(Path(__file__).parent / "dump_llmcompressor.py")
 LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",

@@ -22,9 +22,9 @@ from llmcompressor_runs import quantize, round_layers, scheme
 from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from magr_gptq.layer import Layer
-from magr_gptq.toolkits import llmcompressor as adapter
-from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+from magr_gptq.rounding.layer import Layer
+from magr_gptq.toolkits.llmcompressor import modifier as adapter
+from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
 # no choice per row, and a step that shows
 ONE_BETA = {"search": False, "gain": False, "refine": 0, "beta": 0.5}

@@ -12,7 +12,8 @@ import pytest
 import torch
 from problems import weight_of
 
-from magr_gptq import MagRConfig, reduce, solver
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.reduction import solver
 
 
 @pytest.mark.parametrize("group_size", [-1, 64])

@@ -11,13 +11,14 @@ import torch
 from problems import hessian_of, weight_of
 from rounding import round_rows
 
-from magr_gptq import MagRConfig, reduce, solver
-from magr_gptq.admm import Admm
-from magr_gptq.choice import choose, squared_norm
-from magr_gptq.definite import ScaledHessian, normalise, shifted_cholesky
-from magr_gptq.layer import Layer
-from magr_gptq.penalty import LinfPenalty
-from magr_gptq.prox import threshold
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.reduction import solver
+from magr_gptq.reduction.admm import Admm
+from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_cholesky
+from magr_gptq.reduction.penalty import LinfPenalty
+from magr_gptq.reduction.prox import threshold
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.layer import Layer
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
 ROWS, COLUMNS = 6, 24

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from magr_gptq.engines.output import PublishError, leftovers, output_folder
+from magr_gptq.app.quantizing.output import PublishError, leftovers, output_folder
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magr_gptq.prox import prox_linf, prox_squared_linf, threshold
+from magr_gptq.reduction.prox import prox_linf, prox_squared_linf, threshold
 
 
 def sorted_threshold(row: torch.Tensor, t: float, squared: bool) -> float:

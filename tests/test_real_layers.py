@@ -13,15 +13,16 @@ from problems import hessian_of, weight_of
 from simulate import calibrate_and_quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from magr_gptq import MagRConfig, admm, reduce
-from magr_gptq.choice import choose, squared_norm
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.app.text import random_windows
 from magr_gptq.config import KAPPA
-from magr_gptq.gain import unbiased_gain
-from magr_gptq.layer import Layer, Rounded
-from magr_gptq.penalty import conditional_variances, derived_penalty
-from magr_gptq.text import random_windows
+from magr_gptq.reduction import admm
+from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.scales import unbiased_gain
 
-DEMO = files("magr_gptq") / "demo"
+DEMO = files("magr_gptq.app") / "demo"
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from magr_gptq.compare.recipe import load_recipe
+from magr_gptq.app.comparing.recipe import load_recipe
 from magr_gptq.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "eval" / "recipes"

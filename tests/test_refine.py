@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
-from magr_gptq.choice import choose, squared_norm
-from magr_gptq.gain import unbiased_gain
-from magr_gptq.refine import coordinate_descent
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.scales import unbiased_gain
+from magr_gptq.rounding.sweep import coordinate_descent
 
 
 def rounded(rows: int, columns: int, seed: int, bits: int = 2):

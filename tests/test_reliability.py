@@ -19,13 +19,14 @@ import pytest
 from commands import PROSE, call, hear_interrupts, quantize, shared
 from tiny import _rewrite, save_tiny_model
 
-from magr_gptq.cli import quantize as quantize_module
-from magr_gptq.engines.job import Job
-from magr_gptq.engines.output import leftovers, output_folder
-from magr_gptq.engines.run import Worker
+from magr_gptq.app.cli import quantize as quantize_module
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.output import leftovers, output_folder
+from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
 
+COMMAND = "from magr_gptq.app.cli.app import app; app()"
 ENGINE = installed()[0]
 OPTIONS = ("--group-size", 32, "--seqlen", 64, "--samples", 4)
 
@@ -161,7 +162,7 @@ def command(model: Path, *more: object) -> subprocess.Popen[str]:
         *OPTIONS,
     ]
     return subprocess.Popen(
-        [sys.executable, "-c", "from magr_gptq.cli.app import app; app()", *map(str, [*arguments, *more])],
+        [sys.executable, "-c", COMMAND, *map(str, [*arguments, *more])],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=hear_interrupts,
     )  # fmt: skip
 

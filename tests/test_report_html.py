@@ -10,7 +10,7 @@ from comparisons import PROFILE, UNQUANTIZED, cell, comparison
 
 pytest.importorskip("matplotlib")
 
-from magr_gptq.compare.report import Facts, write_report
+from magr_gptq.app.comparing.report import Facts, write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LONG = "OutOfMemoryError: tried to allocate 2.00 GiB, " + "/a/very/long/path" * 12

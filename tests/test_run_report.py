@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from magr_gptq.engines.job import Job
-from magr_gptq.engines.layers import UNSEEN, InputsSeen, full_report, quantized_layers, refuse_shared
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.layers import UNSEEN, InputsSeen, full_report, quantized_layers, refuse_shared
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
-from magr_gptq import scales
-from magr_gptq.choice import squared_norm
-from magr_gptq.scales import fitted_factors
+from magr_gptq.rounding import scales
+from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.rounding.scales import fitted_factors
 
 
 def rounded(rows: int, columns: int, group_size: int):

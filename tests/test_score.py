@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
-from magr_gptq import score
+from magr_score import perplexity as score
 
 SCRIPT = Path(score.__file__)
 

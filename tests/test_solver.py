@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
-from magr_gptq import MagRConfig, reduce, solver
-from magr_gptq.admm import Admm
-from magr_gptq.groups import group_views
-from magr_gptq.penalty import conditional_variances, derived_penalty
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.reduction import solver
+from magr_gptq.reduction.admm import Admm
+from magr_gptq.reduction.groups import group_views
+from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
 
 CONFIGS = [MagRConfig(), MagRConfig(strength=0.25), MagRConfig(alpha=1e-3), MagRConfig(preset="paper")]
 NAMES = ["default", "stronger", "linear", "paper"]

@@ -9,10 +9,10 @@ from importlib.resources import files
 import make_demo_text
 import pytest
 
-from magr_gptq import text
+from magr_gptq.app import text
 from magr_gptq.errors import InputError
 
-SHIPPED = files("magr_gptq") / "demo" / "text"
+SHIPPED = files("magr_gptq.app") / "demo" / "text"
 
 
 def test_a_text_file_is_read_as_it_is(tmp_path) -> None:

@@ -12,7 +12,7 @@ from problems import hessian_of, weight_of
 from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.layer import Layer
+from magr_gptq.rounding.layer import Layer
 
 THREADS = 8
 CONFIGS = [MagRConfig(refine=2), MagRConfig(alpha=1e-3), MagRConfig(preset="paper", iterations=10)]

@@ -18,7 +18,7 @@ from llmcompressor_runs import quantize, scheme
 from tiny import calibration_rows
 from torch import distributed as dist
 
-from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
 SCHEME = scheme(4, 32, False)
 # sums of Hessians in double precision come out the same in any order

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from magr_gptq.toolkits._patch import Patches, SeamError
+from magr_gptq.toolkits.patching import Patches, SeamError
 from magr_gptq.toolkits.report import NothingReducedError
 
 __all__ = ["NothingReducedError", "SeamError", "disable", "enable", "enabled", "installed"]
@@ -39,14 +39,16 @@ class Toolkit:
 
 
 TOOLKITS = {
-    "gptqmodel": Toolkit("gptqmodel", "gptqmodel", "magr_gptq.toolkits.gptqmodel", ("7.6.0", "7.7.0")),
-    "auto-gptq": Toolkit("auto_gptq", "auto-gptq", "magr_gptq.toolkits.autogptq", ("0.7.1",)),
+    "gptqmodel": Toolkit(
+        "gptqmodel", "gptqmodel", "magr_gptq.toolkits.gptqmodel.adapter", ("7.6.0", "7.7.0")
+    ),
+    "auto-gptq": Toolkit("auto_gptq", "auto-gptq", "magr_gptq.toolkits.autogptq.adapter", ("0.7.1",)),
     # `optimum` alone is a namespace that other distributions share
     "optimum": Toolkit(
-        "optimum.gptq", "optimum", "magr_gptq.toolkits.optimum", ("2.3.0",), requires="gptqmodel"
+        "optimum.gptq", "optimum", "magr_gptq.toolkits.optimum.adapter", ("2.3.0",), requires="gptqmodel"
     ),
     "llm-compressor": Toolkit(
-        "llmcompressor", "llmcompressor", "magr_gptq.toolkits.llmcompressor", ("0.14.0", "0.14.0.1")
+        "llmcompressor", "llmcompressor", "magr_gptq.toolkits.llmcompressor.modifier", ("0.14.0", "0.14.0.1")
     ),
 }
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from magr_gptq.layer import Settled
+from magr_gptq.rounding.layer import Settled
 
 log = logging.getLogger(__name__)
 

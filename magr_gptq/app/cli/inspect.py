@@ -1,0 +1,170 @@
+"""`magr-gptq inspect`: what MagR would do to a model, before anything is quantized."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from magr_gptq.app.cli.console import console, errors_shown, find_model, progress_bars
+from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.inspecting.figure import draw
+from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
+from magr_gptq.app.inspecting.views import show
+from magr_gptq.app.quantizing import loading
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.text import find_source, load_text, random_windows
+from magr_gptq.errors import InputError
+
+TOKENS_AT_ONCE = 2048
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
+            show_default=False,
+        ),
+    ],
+    bits: Annotated[str, typer.Option(help="Bit widths to predict, with commas between.")] = "4,3,2",
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
+    samples: Samples = 128,
+    seqlen: SeqLen = 2048,
+    seed: Seed = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers to this file.", show_default=False)
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw them into this .png file.", show_default=False)
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Predict what MagR would do to MODEL, layer by layer, without quantizing anything."""
+    with errors_shown():
+        widths = parse_widths(bits, group_size)
+        check_outputs(json_file, figure)
+        found_model = find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        job = Job(
+            model=found_model, out="", calibration=str(find_source(calibration)), group_size=group_size,
+            samples=samples, seqlen=seqlen, seed=seed,
+            allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        folder, windows = prepare(job)
+        if windows.shape[1] < seqlen:
+            console.print(f"Windows of {windows.shape[1]} tokens: the model takes no more than that.")
+            job = replace(job, seqlen=windows.shape[1])
+        layers = examine(load_model(folder, trust_remote_code), windows, widths, group_size)
+        show(layers)
+        if json_file:
+            json_file.write_text(json.dumps(record(job, widths, layers), indent=1) + "\n")
+            console.print(f"Numbers in {json_file}", markup=False, soft_wrap=True)
+        if figure:
+            draw(layers, figure)
+            console.print(f"Figure in {figure}", markup=False, soft_wrap=True)
+
+
+def parse_widths(text: str, group_size: int) -> tuple[int, ...]:
+    """The bit widths in text such as 4,3,2."""
+    try:
+        widths = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InputError(f"--bits {text}: give whole numbers with commas between, such as 4,3,2") from error
+    for width in widths:
+        check_grid(width, group_size)
+    return tuple(dict.fromkeys(widths))
+
+
+def check_outputs(json_file: Path | None, figure: Path | None) -> None:
+    """Refuse, before the work, what could not be written after it."""
+    for option, path in (("--json", json_file), ("--figure", figure)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise InputError(f"{option} {path}: give a file in a folder that exists")
+    if figure is None:
+        return
+    if figure.suffix.lower() != ".png":
+        raise InputError(f"--figure {figure}: the name must end in .png")
+    if find_spec("matplotlib") is None:
+        raise InputError("--figure needs matplotlib; pip install 'magr-gptq[eval]'")
+
+
+def prepare(job: Job) -> tuple[Path, torch.Tensor]:
+    """The model's checked folder, and token ids [samples, seqlen]: the windows that `quantize` draws."""
+    if find_spec("transformers") is None:
+        raise InputError("inspect runs the model in transformers, which is missing; pip install transformers")
+    folder = loading.local_folder(job)
+    config, tokenizer = loading.load_model_files(str(folder), job.trust_remote_code)
+    loading.check_all_weights(folder, config)
+    # verbose: transformers would warn that a whole text is too long for the model
+    tokens = tokenizer(load_text(job.calibration), verbose=False)["input_ids"]
+    seqlen = min(job.seqlen, loading.model_limit(config))
+    windows = random_windows(tokens, job.samples, seqlen, job.seed)
+    loading.check_vocabulary(windows, config)
+    return folder, torch.tensor(windows)
+
+
+def load_model(folder: Path, trust_remote_code: bool) -> Any:
+    """The model, in float32 on a CPU and in its own dtype on a GPU."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return model.cuda() if torch.cuda.is_available() else model.float()
+
+
+def examine(
+    model: Any, windows: torch.Tensor, widths: tuple[int, ...], group_size: int
+) -> list[LayerForecast]:
+    """Every linear layer below the head, in the model's order."""
+    # imports transformers, which takes seconds
+    from magr_gptq.app.inspecting import hessians
+
+    layers = hessians.linear_layers(model)
+    batches = torch.split(windows, max(1, TOKENS_AT_ONCE // windows.shape[1]))
+    turns = list(hessians.in_turns(layers))
+    found: dict[str, LayerForecast] = {}
+    with progress_bars() as bars:
+        passes = bars.add_task("running the model", total=len(turns) * len(batches))
+        solved = bars.add_task("reducing layers", total=len(layers))
+        for turn in turns:
+            for given in hessians.layer_inputs(model, turn, batches, partial(bars.advance, passes)):
+                weights = {name: hessians.matrix_of(layers[name]) for name in given.names}
+                require_finite({f"the input of {given.names[0]}": given.hessian, **weights})
+                for layer in forecast_layers(weights, given.hessian, given.tokens, widths, group_size):
+                    found[layer.name] = layer
+                    bars.advance(solved)
+    if not found:
+        raise InputError(f"{model.name_or_path} has no linear layer below its head that a token reached")
+    for name in layers.keys() - found.keys():
+        shape = tuple(hessians.matrix_of(layers[name]).shape)
+        found[name] = LayerForecast(name, shape, 0, skipped="no token reached it")
+    return [found[name] for name in layers]
+
+
+def require_finite(tensors: dict[str, torch.Tensor]) -> None:
+    """InputError with the name of the first that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{name} holds NaN or infinity; give an undamaged model, in bfloat16 or float32")
+
+
+def record(job: Job, widths: tuple[int, ...], layers: list[LayerForecast]) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    settings = ("model", "calibration", "group_size", "samples", "seqlen", "seed")
+    ranks = [layer.fraction_rank for layer in layers if layer.fraction_rank is not None]
+    return {
+        **{name: getattr(job, name) for name in settings},
+        "bits": widths,
+        "versions": {name: version(name) for name in ("magr-gptq", "torch", "transformers")},
+        "fraction_rank": spread(ranks),
+        "layers": [layer.to_dict() for layer in layers],
+    }

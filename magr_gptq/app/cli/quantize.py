@@ -1,0 +1,208 @@
+"""`magr-gptq quantize`: one model to one GPTQ checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+
+from magr_gptq.app.cli.console import (
+    STRICT,
+    console,
+    errors_shown,
+    find_model,
+    progress_bars,
+    require_installed,
+    show_warning,
+)
+from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.quantizing.card import LOADING, model_card
+from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.app.quantizing.output import leftovers, output_folder
+from magr_gptq.app.quantizing.worker import Worker
+from magr_gptq.app.text import find_source
+from magr_gptq.config import MagRConfig
+from magr_gptq.errors import InputError
+
+BITS = (2, 3, 4, 8)
+LOG, RECORD, CARD = "quantize.log", "magr.json", "README.md"
+
+
+class Engine(str, Enum):
+    """The toolkit that does the work."""
+
+    gptqmodel = "gptqmodel"
+    auto_gptq = "auto-gptq"
+
+
+class Method(str, Enum):
+    """How weights are rounded."""
+
+    gptq = "gptq"
+    rtn = "rtn"
+
+
+class Preset(str, Enum):
+    """See `MagRConfig`."""
+
+    default = "default"
+    paper = "paper"
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
+    bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
+    engine: Annotated[Engine, typer.Option(help="The toolkit that quantizes.")] = Engine.gptqmodel,
+    method: Annotated[Method, typer.Option(help="GPTQ, or rounding to nearest.")] = Method.gptq,
+    magr: Annotated[bool, typer.Option(help="Reduce the weights' magnitudes before rounding.")] = True,
+    preset: Annotated[
+        Preset | None, typer.Option(help="MagR's settings: derived from bits and Hessian, or the paper's.")
+    ] = None,
+    alpha: Annotated[float | None, typer.Option(help="The paper's penalty, in place of the derived.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Factor on the quantization step, up to 1.")] = None,
+    refine: Annotated[
+        int | None, typer.Option(help="Sweeps of coordinate descent after rounding; the paper's † has 30.")
+    ] = None,
+    search: Annotated[
+        bool | None, typer.Option(help="Let every row choose its penalty and step; the default.")
+    ] = None,
+    sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
+    desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
+    samples: Samples = 128,
+    seqlen: SeqLen = 2048,
+    seed: Seed = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit status 3 where over 10 % of the layers weren't reduced.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
+    with errors_shown():
+        require_installed(engine.value)
+        check_grid(bits, group_size)
+        job = Job(
+            model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
+            out=str(out.expanduser().absolute()),
+            calibration=str(find_source(calibration)),
+            engine=engine.value, method=method.value,
+            bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
+            samples=samples, seqlen=seqlen, seed=seed,
+            magr=magr_settings(
+                magr, preset=preset.value if preset else None,
+                alpha=alpha, beta=beta, refine=refine, search=search,
+            ),
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+        )  # fmt: skip
+        outcome = run(job)
+        show(job, outcome)
+        if strict and outcome.warning:
+            raise typer.Exit(STRICT)
+
+
+def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
+    """The options as a setting for `magr=`; None where MagR is off."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not magr:
+        if given:
+            names = ", ".join(f"--{name}" for name in given)
+            raise InputError(
+                f"--no-magr switches MagR off, and {names} would set it; leave out one or the other"
+            )
+        return None
+    try:
+        MagRConfig(**given)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return given
+
+
+def check_grid(bits: int, group_size: int) -> None:
+    """Refuse bits and group sizes that no toolkit packs."""
+    if bits not in BITS:
+        raise InputError(f"--bits {bits}: GPTQ checkpoints hold 2, 3, 4 or 8 bits")
+    if group_size != -1 and group_size < 1:
+        raise InputError(f"--group-size {group_size}: give a positive number, or -1 for the whole row")
+
+
+def run(job: Job) -> Outcome:
+    """Do the job under a progress bar; the output folder appears with everything in it, or not at all."""
+    out = Path(job.out)
+    for folder in leftovers(out):
+        console.print(
+            f"{escape(str(folder))} is of a run that was killed, or is still at work; it is left alone",
+            soft_wrap=True,
+        )
+    log = out.with_name(f"{out.name}.{LOG}")
+    with output_folder(out) as folder:
+        try:
+            outcome = _run_under_bar(replace(job, out=str(folder)), log)
+        except (InputError, KeyboardInterrupt):
+            log.unlink(missing_ok=True)
+            raise
+        record = {"job": asdict(job), **asdict(outcome)}
+        (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (folder / CARD).write_text(model_card(job, outcome), encoding="utf-8")
+        log.rename(folder / LOG)
+    return outcome
+
+
+def _run_under_bar(job: Job, log: Path) -> Outcome:
+    log.write_text("")
+    with progress_bars() as bars, Worker(log) as worker:
+        bar = bars.add_task("starting", total=None)
+        return worker.quantize(job, partial(show_event, bars, bar, ""))
+
+
+def show_event(bars: Progress, bar: TaskID, prefix: str, event: dict[str, Any]) -> None:
+    """Move the bar to where the worker says it is."""
+    if "text" in event:
+        bars.update(bar, description=prefix + event["text"])
+    else:
+        bars.update(
+            bar, description=prefix + "quantizing layers", completed=event["done"], total=event["total"]
+        )
+
+
+def show(job: Job, outcome: Outcome) -> None:
+    """What was done, where it lies, how to load it; the warning last, where there is one."""
+    size = sum(file.stat().st_size for file in Path(job.out).glob("*.safetensors"))
+    kind = f"{job.bits} bits, group {job.group_size}"
+    if outcome.seqlen < job.seqlen:
+        console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
+    toolkit = f"{job.engine} {outcome.versions[job.engine]}"
+    console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
+    show_totals(outcome)
+    console.print(
+        f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",
+        soft_wrap=True,
+    )
+    console.print("\nLoad it anywhere, without magr_gptq:")
+    console.print(escape(LOADING[job.engine].format(out=job.out)), style="cyan", soft_wrap=True)
+    if outcome.warning:
+        show_warning(f"Not as intended: {outcome.warning}. More calibration text may help; see {RECORD}.")
+
+
+def show_totals(outcome: Outcome) -> None:
+    """How many layers had which outcome, then one line a reason."""
+    totals = outcome.totals
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(totals["outcomes"].items()))
+    console.print(f"{totals['layers']} layers: {counts}")
+    for row in totals["reasons"]:
+        console.print(f"  {row['layers']} {row['outcome']}: {escape(row['reason'])}", soft_wrap=True)

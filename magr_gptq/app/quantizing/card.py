@@ -1,0 +1,112 @@
+"""The model card of a checkpoint: README.md with YAML front matter, as the Hugging Face hub reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from magr_gptq.app.quantizing.job import Job, Outcome
+
+LOADING = {
+    "gptqmodel": "from gptqmodel import GPTQModel\nmodel = GPTQModel.load({out!r})",
+    "auto-gptq": "from auto_gptq import AutoGPTQForCausalLM\n"
+    "model = AutoGPTQForCausalLM.from_quantized({out!r})",
+    "transformers": "from transformers import AutoModelForCausalLM  # with gptqmodel installed\n"
+    'model = AutoModelForCausalLM.from_pretrained({out!r}, device_map="auto")',
+}
+# what was tried; GPTQModel 7.6 refuses what AutoGPTQ saved
+LOADED_BY = {"gptqmodel": ("gptqmodel", "transformers", "auto-gptq"), "auto-gptq": ("auto-gptq",)}
+
+CITATION = """\
+@inproceedings{zhang2024magr,
+  title     = {MagR: Weight Magnitude Reduction for Enhancing Post-Training Quantization},
+  author    = {Zhang, Aozhong and Wang, Naigang and Deng, Yanxia and Li, Xin and Yang, Zi and Yin, Penghang},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2406.00800}
+}"""
+
+
+def model_card(job: Job, outcome: Outcome) -> str:
+    """The text of README.md; local paths are named by their last part only."""
+    parts = (
+        f"---\n{front_matter(job)}\n---",
+        f"# {_name(job.model)}, {job.bits}-bit {_method(job)}",
+        "\n".join(_settings(job, outcome)),
+        "## Layers\n\n" + "\n".join(_layers(outcome)),
+        "## Loading\n\n" + "\n\n".join(_loading(job)),
+        f"## Citation\n\n```bibtex\n{CITATION}\n```" if job.magr is not None else "",
+    )
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def front_matter(job: Job) -> str:
+    """The card's YAML, without its fences."""
+    # the command line starts without it, too
+    from huggingface_hub import ModelCardData
+
+    on_hub = not Path(job.model).is_absolute()
+    magr = () if job.magr is None else ("magr",)
+    data = ModelCardData(
+        base_model=job.model if on_hub else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gptq", *magr, f"{job.bits}-bit"],
+        base_model_relation="quantized" if on_hub else None,
+        bits=job.bits,
+        group_size=job.group_size,
+    )
+    return data.to_yaml()
+
+
+def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
+    magr = "off" if job.magr is None else f"`{json.dumps(job.magr)}`" if job.magr else "the default settings"
+    windows = f"{job.samples} random windows of {outcome.seqlen} tokens"
+    yield f"- Base model: {_name(job.model)}"
+    yield f"- Bits: {job.bits}"
+    yield f"- Group size: {'the whole row' if job.group_size == -1 else job.group_size}"
+    yield f"- Symmetric: {_yes(job.sym)}; desc_act: {_yes(job.desc_act)}"
+    yield f"- MagR: {magr}"
+    yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
+    yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())
+
+
+def _layers(outcome: Outcome) -> Iterator[str]:
+    totals = outcome.totals
+    counts = ", ".join(f"{count} {what}" for what, count in sorted(totals["outcomes"].items()))
+    yield f"{totals['layers']} layers were quantized: {counts}. Each one is in `magr.json`."
+    for row in totals["reasons"]:
+        yield f"- {row['layers']} {row['outcome']}: {row['reason']}"
+    shrunk = [_shrinkage(layer) for layer in outcome.layers if layer["outcome"] == "reduced"]
+    if shrunk:
+        yield (
+            "\nLargest magnitude of a row after MagR, as a share of what it was: "
+            f"{mean(shrunk):.0%} on average over layers, from {min(shrunk):.0%} to {max(shrunk):.0%}."
+        )
+    if outcome.warning:
+        yield f"\n**Warning**: {outcome.warning}."
+
+
+def _shrinkage(layer: dict[str, Any]) -> float:
+    before = layer["largest_before"]
+    return float(layer["largest_after"] / before) if before else 1.0
+
+
+def _loading(job: Job) -> Iterator[str]:
+    for toolkit in LOADED_BY[job.engine]:
+        yield f"```python\n{LOADING[toolkit].format(out=Path(job.out).name)}\n```"
+
+
+def _name(source: str) -> str:
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def _method(job: Job) -> str:
+    return "GPTQ" if job.magr is None else "GPTQ with MagR"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

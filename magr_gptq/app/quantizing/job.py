@@ -1,0 +1,73 @@
+"""One quantization that was asked for, and what came of it; both travel as JSON between processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+ENGINES = ("gptqmodel", "auto-gptq")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to quantize, how, and where to save it.
+
+    model: folder or hub id. out: folder, absent or empty. calibration: see `magr_gptq.app.text`.
+    method: "gptq", or "rtn" for rounding to nearest.
+    magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
+    options: further settings of the toolkit's own config.
+    trust_remote_code: run the Python code that the model folder brings.
+    allow_pickle: load weights from pickle files, which can run code, too.
+    """
+
+    model: str
+    out: str
+    calibration: str
+    engine: str = "gptqmodel"
+    method: str = "gptq"
+    bits: int = 4
+    group_size: int = 128
+    sym: bool = True
+    desc_act: bool = False
+    samples: int = 128
+    seqlen: int = 2048
+    seed: int = 0
+    magr: dict[str, Any] | None = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @property
+    def toolkit_magr(self) -> dict[str, Any] | None:
+        """What the toolkit's own keyword `magr` takes."""
+        if self.magr is None or self.method == "gptq":
+            return self.magr
+        return {**self.magr, "rounding": "nearest"}
+
+    def to_json(self) -> str:
+        """One line that `from_json` reads back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Job:
+        """The job that `to_json` wrote."""
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job.
+
+    seconds: in the toolkit's quantize().   seqlen: tokens a window, after the model's limit.
+    summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
+    layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
+    """
+
+    seconds: float
+    seqlen: int
+    versions: dict[str, str]
+    summary: str | None = None
+    warning: str | None = None
+    totals: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)

@@ -1,0 +1,40 @@
+"""ADMM's update: a Triton kernel for CUDA, plain torch for all else; the same numbers up to rounding."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from magr_gptq.reduction.kernels.fusing import can_fuse
+from magr_gptq.reduction.kernels.plain import plain_update_
+
+# a longer row or group does not fit into the registers of one block of threads
+LONGEST = 32768
+
+
+def update_(
+    v: Tensor,
+    z: Tensor,
+    original: Tensor,
+    target: Tensor,
+    t: Tensor,
+    metric: Tensor | None,
+    *,
+    relaxation: float,
+    group_size: int,
+    squared: bool,
+    levels: Tensor | None,
+) -> Tensor:
+    """ADMM's over-relaxation, threshold, clip and dual update, in place; see `plain_update_`.
+
+    Fused for rows or groups of at most 32,768 columns.
+    """
+    size = v.shape[-1] if group_size == -1 else group_size
+    if size <= LONGEST and can_fuse(v):
+        # not at the top: triton is optional, and compiles for a device
+        from magr_gptq.reduction.kernels.fused import fused_update_ as chosen
+    else:
+        chosen = plain_update_
+    return chosen(
+        v, z, original, target, t, metric,
+        relaxation=relaxation, group_size=group_size, squared=squared, levels=levels,
+    )  # fmt: skip

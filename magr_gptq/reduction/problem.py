@@ -1,0 +1,85 @@
+"""What `reduce` minimises for a layer, and the solver that does so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.admm import Admm
+from magr_gptq.reduction.descent import descent
+from magr_gptq.reduction.factorization import Factorization, Share
+from magr_gptq.reduction.groups import group_count
+from magr_gptq.reduction.hessian import ScaledHessian
+from magr_gptq.reduction.penalty import LinfPenalty, derived_penalty, linear_penalty
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer's objective and its solver, shared by all rows.
+
+    error_norm_: (w − ŵ)H(w − ŵ)ᵀ of every row, which it overwrites; unit: in which H is measured there.
+    """
+
+    unit: Tensor
+    error_norm_: Callable[[Tensor], Tensor]
+    penalty: LinfPenalty
+    solve: Callable[[Tensor], Tensor]
+    iterations: int
+
+    def objective(self, weight: Tensor, original: Tensor) -> Tensor:
+        """½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [..., rows], H in the unit."""
+        return 0.5 * self.error_norm_(weight - original) + self.penalty.value(weight)
+
+
+class Poser:
+    """Poses the problems of one layer, which share the Hessian's factorization."""
+
+    def __init__(
+        self, hessian: ScaledHessian, bits: int, group_size: int, config: MagRConfig, share: Share | None
+    ) -> None:
+        self._hessian, self._share = hessian, share
+        self._bits, self._group_size, self._config = bits, group_size, config
+        self._iterations = config.solver_iterations()
+
+    def problem(self, strength: float | None) -> Problem:
+        """Of the derived penalty with this constant c, or of the configuration's linear one."""
+        if strength is not None:
+            variances, admm = self._factorization
+            penalty = derived_penalty(variances, self._bits, self._group_size, strength)
+            return self._by_admm(penalty, admm)
+        alpha = self._config.alpha_for(self._group_size)
+        assert alpha is not None
+        groups = group_count(self._hessian.diagonal.shape[-1], self._group_size)
+        penalty = linear_penalty(alpha, groups, self._group_size, self._hessian.diagonal)
+        largest = torch.linalg.eigvalsh(self._hessian.copy())[..., -1:, None]
+        if self._config.preset == "default":
+            # in the Hessian's own units, as its factorization is
+            penalty = replace(penalty, weights=largest * penalty.weights)
+            return self._by_admm(penalty, Admm.even(self._hessian))
+        return self._by_descent(penalty, self._hessian.copy().div_(largest))
+
+    def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> Problem:
+        hessian, count = self._hessian, self._iterations
+        return Problem(
+            hessian.unit, hessian.squared_norm_, penalty, lambda w: solver.minimise(w, penalty, count), count
+        )
+
+    def _by_descent(self, penalty: LinfPenalty, unit: Tensor) -> Problem:
+        count = self._iterations
+        return Problem(
+            torch.ones_like(self._hessian.unit),
+            lambda change: torch.linalg.vecdot(change @ unit, change),
+            penalty,
+            lambda w: descent(w, unit, penalty, count),
+            count,
+        )
+
+    @cached_property
+    def _factorization(self) -> Factorization:
+        compute = partial(Factorization.of, self._hessian)
+        return compute() if self._share is None else self._share(compute)

@@ -1,0 +1,224 @@
+"""`reduce`: the weight of smaller largest magnitude that gives almost the same output."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.arguments import check_arguments, check_values
+from magr_gptq.reduction.factorization import Share
+from magr_gptq.reduction.hessian import ScaledHessian, diagonal_of
+from magr_gptq.reduction.problem import Poser, Problem
+
+# rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
+CHUNK_ELEMENTS = 2**22
+# 64 MiB on a device: a chunk of a wide layer keeps it busy for longer than the host takes to launch it
+DEVICE_CHUNK_ELEMENTS = 2**24
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What `reduce` found; everything is on the Hessian's device.
+
+    weight: [out, in] float32; of a batch, [batch, out, in], and everything below likewise.
+    iterations: of the solver.
+    objective_before, objective_after: ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [out].
+    largest_before, largest_after: max |w| of every row, [out].
+    kept: how many rows keep their original weight, because the solver's was no better or not finite.
+    """
+
+    weight: Tensor
+    iterations: int
+    objective_before: Tensor
+    objective_after: Tensor
+    largest_before: Tensor
+    largest_after: Tensor
+    kept: int = 0
+
+
+@torch.no_grad()
+def reduce(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    bits: int,
+    group_size: int = -1,
+    order: Tensor | None = None,
+    config: MagRConfig | None = None,
+) -> Reduction:
+    """Shrink the largest magnitudes of a layer's weight while keeping its output.
+
+        argmin_w ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w)   for every row ŵ of the weight
+
+    The penalty is ½γ‖w‖∞² derived from bits and Hessian, or the paper's α‖w‖∞ with H scaled to
+    λmax = 1 (arXiv 2406.00800, equation 6); with groups it is summed over a row's groups. Scaling
+    H by a factor changes nothing. A row whose objective would rise keeps its original weight.
+
+    A batch of layers of one shape, such as a mixture's experts, is solved at once: one more dimension
+    in front of all tensors, results as from one call a layer but for rounding.
+
+    On a CPU it needs at most four times the memory of the weight and twice that of the Hessian beside
+    them, where both are float32 and no order is given.
+
+    Args:
+        weight: Ŵ, [out, in], any floating dtype.
+        hessian: H = XᵀX up to a factor, [in, in], symmetric, positive semi-definite; not changed.
+        bits: of the grid that the weight will be rounded to, 2 to 8.
+        group_size: consecutive columns that share a scale; −1 is the whole row, the last may be short.
+        order: [in], the order of columns in which groups are formed and columns are rounded.
+        config: the penalty and its solver; None is `MagRConfig()`.
+
+    Raises:
+        ValueError: a shape, value, bits or group_size that makes no sense, with the remedy.
+    """
+    config = config or MagRConfig()
+    strength = config.first_strength if config.alpha_for(group_size) is None else None
+    return reduce_each(
+        weight, hessian, (strength,), bits=bits, group_size=group_size, order=order, config=config
+    )[0]
+
+
+@torch.no_grad()
+def reduce_each(
+    weight: Tensor,
+    hessian: Tensor,
+    strengths: Sequence[float | None],
+    *,
+    bits: int,
+    group_size: int,
+    order: Tensor | None,
+    config: MagRConfig,
+    share: Share | None = None,
+) -> list[Reduction]:
+    """`reduce` under several strengths c, with one factorization of the Hessian.
+
+    Args:
+        strengths: 0 leaves the weight as it is; None is the configuration's linear penalty.
+        share: has the factorization from a layer with the same Hessian, order and device, or computes it;
+            not for a batch.
+    """
+    check_arguments(weight, hessian, bits, group_size, order)
+    original = weight.to(hessian.device, torch.float32)
+    check_values(original, hessian)
+    reached = diagonal_of(hessian).amax(-1) > 0
+    if not reached.all():
+        message = "magr: the Hessian is zero (no input reached this layer): weight unchanged"
+        warnings.warn(message, stacklevel=3)
+        settings: Any = {"bits": bits, "group_size": group_size, "config": config}
+        return _reduce_reached(reached, original, hessian, strengths, order, **settings)
+    if order is not None:
+        order = order.to(hessian.device, torch.long)
+        original = original.take_along_dim(order[..., None, :], -1)
+
+    def found_on(device: torch.device | str, share: Share | None = None) -> list[Reduction]:
+        scaled = ScaledHessian(hessian.to(device), None if order is None else order.to(device))
+        return _reduce_each(original.to(device), Poser(scaled, bits, group_size, config, share), strengths)
+
+    try:
+        found = found_on(hessian.device, share)
+    except torch.OutOfMemoryError:
+        if not _has_own_memory(hessian):
+            raise
+        device = hessian.device
+        warnings.warn(f"magr: {device} has no memory for a single row: reduced on the CPU", stacklevel=3)
+        found = [_to(device, reduction) for reduction in found_on("cpu")]
+    if order is None:
+        return found
+    back = order.argsort(-1)[..., None, :]
+    return [replace(reduction, weight=reduction.weight.take_along_dim(back, -1)) for reduction in found]
+
+
+def _reduce_reached(
+    reached: Tensor, original: Tensor, hessian: Tensor, strengths: Sequence[float | None],
+    order: Tensor | None, **settings: Any,
+) -> list[Reduction]:  # fmt: skip
+    """All unchanged but the layers of a batch that some input reached."""
+    whole = [_unchanged(original)] * len(strengths)
+    if not reached.any():
+        return whole
+    some = None if order is None else order[reached]
+    parts = reduce_each(original[reached], hessian[reached], strengths, order=some, **settings)
+    return [_insert(part, into, reached) for part, into in zip(parts, whole, strict=True)]
+
+
+def _insert(part: Reduction, whole: Reduction, where: Tensor) -> Reduction:
+    inserted: dict[str, Any] = {
+        name: getattr(whole, name).index_put((where,), tensor) for name, tensor in _tensors(part).items()
+    }
+    return replace(part, **inserted)
+
+
+def _tensors(reduction: Reduction) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(reduction).items() if isinstance(value, Tensor)}
+
+
+def _has_own_memory(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu"
+
+
+def _to(device: torch.device, reduction: Reduction) -> Reduction:
+    moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in _tensors(reduction).items()}
+    return replace(reduction, **moved)
+
+
+def _reduce_each(original: Tensor, poser: Poser, strengths: Sequence[float | None]) -> list[Reduction]:
+    found = {
+        c: _unchanged(original) if c == 0 else _reduce_rows(original, poser.problem(c))
+        for c in set(strengths)
+    }
+    return [found[c] for c in strengths]
+
+
+def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
+    rows, chunk = original.shape[-2], _chunk_rows(original)
+    pieces, start = [], 0
+    while start < rows:
+        some = original[..., start : start + chunk, :].contiguous()
+        try:
+            pieces.append(_reduce_chunk(some, problem))
+        except torch.OutOfMemoryError:
+            if chunk == 1:
+                raise
+            chunk = -(-chunk // 2)
+            continue
+        start += chunk
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(piece, name) for piece in pieces], dim=-2 if name == "weight" else -1)
+        for name in _tensors(pieces[0])
+    }
+    return replace(pieces[0], kept=sum(piece.kept for piece in pieces), **joined)
+
+
+def _chunk_rows(original: Tensor) -> int:
+    elements = DEVICE_CHUNK_ELEMENTS if _has_own_memory(original) else CHUNK_ELEMENTS
+    rows = original.shape[-2]
+    return min(rows, max(1, elements * rows // original.numel()))
+
+
+def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
+    found = problem.solve(original)
+    before = problem.penalty.value(original)
+    after = problem.objective(found, original)
+    improved = after <= before  # what is not finite has an objective of NaN
+    weight = torch.where(improved[..., None], found, original)
+    unit = problem.unit[..., None]
+    return Reduction(
+        weight=weight,
+        iterations=problem.iterations,
+        objective_before=(unit * before).float(),
+        objective_after=(unit * torch.where(improved, after, before)).float(),
+        largest_before=original.abs().amax(-1),
+        largest_after=weight.abs().amax(-1),
+        kept=int((~improved).sum()),
+    )
+
+
+def _unchanged(original: Tensor) -> Reduction:
+    nothing, largest = original.new_zeros(original.shape[:-1]), original.abs().amax(-1)
+    return Reduction(original.clone(), 0, nothing, nothing, largest, largest)

@@ -1,0 +1,218 @@
+"""AutoGPTQ 0.7.1: `BaseQuantizeConfig(..., magr=True)`.
+
+What is touched, why there, all undone by `Patches.undo`:
+
+- `modeling._base.BaseQuantizeConfig`: gains the field `magr`; its `to_dict` writes it into
+  quantize_config.json, where unmodified loaders ignore what they don't know.
+- `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
+  known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
+- `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
+  takes the weight that it rounds, and keeps each row's best.
+- only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
+  name `torch` inside `modeling._base` and `quantization.gptq` a view on torch that passes the check
+  for CUDA and has nothing to synchronize. torch itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from auto_gptq.modeling import _base
+from auto_gptq.quantization import gptq
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.quantizer import shrunk_grid
+from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
+
+log = logging.getLogger(__name__)
+
+# the format stores zero − 1 in an unsigned field
+LOWEST_ZERO = 1
+
+FASTERQUANT_PARAMETERS = ("self", "blocksize", "percdamp", "group_size", "actorder", "static_groups")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The quantization in progress: its settings, its report, and the names of the model's modules."""
+
+    magr: MagRConfig
+    bits: int
+    report: RunReport
+    names: dict[int, str]
+
+
+_run: ContextVar[_Run | None] = ContextVar("magr_run", default=None)
+
+
+def apply(patches: Patches) -> None:
+    """Teach AutoGPTQ the switch `magr`, and to quantize without CUDA."""
+    patches.add_magr_field(_base.BaseQuantizeConfig, _init)
+    patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
+    patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
+    patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
+    if not torch.cuda.is_available():
+        cuda = _View(torch.cuda, is_available=lambda: True, synchronize=lambda: None)
+        patches.replace(_base, "CUDA_0", torch.device("cpu"))
+        for module in (_base, gptq):
+            patches.replace(module, "torch", _View(torch, cuda=cuda))
+
+
+class _View:
+    """Another object seen through, but for the attributes that are answered here."""
+
+    def __init__(self, target: Any, **answers: Any) -> None:
+        self.__dict__.update(answers, _target=target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+
+def _init(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *args: Any, magr: Any = None, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.magr = MagRConfig.parse(magr)
+        self.magr_report = RunReport()
+
+    return init
+
+
+def _to_dict(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def to_dict(self: Any) -> dict[str, Any]:
+        written = original(self)
+        return written if self.magr is None else {**written, "magr": self.magr.to_dict()}
+
+    return to_dict
+
+
+def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def quantize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = self.quantize_config
+        if config.magr is None:
+            return original(self, *args, **kwargs)
+        names = {id(module): name for name, module in self.model.named_modules()}
+        with reported_run(config) as report:
+            token = _run.set(_Run(config.magr, config.bits, report, names))
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                _run.reset(token)
+
+    return quantize
+
+
+def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    def fasterquant(
+        self: Any, blocksize: int = 128, percdamp: float = 0.01, group_size: int = -1,
+        actorder: bool = False, static_groups: bool = False,
+    ) -> Any:  # fmt: skip
+        def quantize() -> Any:
+            return original(self, blocksize, percdamp, group_size, actorder, static_groups)
+
+        run = _run.get()
+        if run is None:
+            return quantize()
+        order = _order(self.H) if actorder and not static_groups else None
+        return _quantize_rows(self, run, quantize, group_size, order)
+
+    return fasterquant
+
+
+def quantize_model(config: Any, quantize: Callable[[], Any]) -> None:
+    """Have the toolkit's own `quantize` make a run with `magr`, under a report.
+
+    What an AutoGPTQ with a field `magr` of its own calls; its setting is checked here.
+
+    Raises:
+        ValueError, TypeError: the setting makes no sense.
+        NothingReducedError: no layer was reduced.
+    """
+    magr = MagRConfig.parse(config.magr)
+    config.magr = magr and magr.to_dict()
+    with reported_run(config):
+        quantize()
+
+
+def quantize_layer(task: Any, quantize: Callable[[], Any], config: Any, name: str) -> Any:
+    """Have the toolkit's own `quantize` round MagR's rows in place of the layer's, where `magr` asks for it.
+
+    What an AutoGPTQ with a field `magr` of its own calls.
+
+    Args:
+        config: of the run, which `quantize_model` has opened.
+        name: of the layer, for the report.
+    """
+    magr = MagRConfig.parse(config.magr)
+    if magr is None:
+        return quantize()
+    run = _Run(magr, config.bits, config.magr_report, {id(task.layer): name})
+    order = _order(task.H) if config.desc_act and not config.static_groups else None
+    return _quantize_rows(task, run, quantize, config.group_size, order)
+
+
+def _quantize_rows(
+    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, order: torch.Tensor | None
+) -> Any:
+    """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    name = run.names[id(task.layer)]
+    try:
+        layer = Layer(
+            _to_matrix(task.layer), task.H,
+            bits=run.bits, group_size=group_size, order=order, config=run.magr,
+        )  # fmt: skip
+    except ValueError as error:
+        # the toolkit knows what it does about a layer with bad numbers
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=str(error)))
+        log.warning("magr steps aside for %s: %s", name, error)
+        return quantize()
+    weight = task.layer.weight
+    own = weight.data
+    # the toolkit keeps a grid that was set before
+    quantizer = copy.deepcopy(task.quantizer)
+    # symmetric zero points are 2ᵇ⁻¹, which every format holds
+    lowest = 0 if quantizer.sym else LOWEST_ZERO
+
+    def round_rows(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        task.H, task.quantizer = hessian, copy.deepcopy(quantizer)
+        # float32 for as long as it is rounded: half precision would blur the reduced magnitudes
+        weight.data = _from_matrix(task.layer, rows)
+        try:
+            with shrunk_grid(task.quantizer, factors=factors, bits=run.bits, lowest_zero=lowest):
+                scale, zero, group_of = quantize()
+            return Rounded(_to_matrix(task.layer), scale, zero, group_of)
+        finally:
+            weight.data = own
+
+    settled = settle(layer, task.H, round_rows)
+    run.report.add(LayerReport.of(name, run.bits, group_size, settled))
+    kept = settled.rounded
+    weight.data = _from_matrix(task.layer, kept.weight).to(own)
+    return kept.scale, kept.zero, kept.group_of
+
+
+def _to_matrix(layer: Any) -> torch.Tensor:
+    """The weight as [out, in], as AutoGPTQ lays it out."""
+    weight: torch.Tensor = layer.weight.data
+    return weight.t() if isinstance(layer, Conv1D) else weight.flatten(1)
+
+
+def _from_matrix(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_to_matrix`, for any number of rows."""
+    return matrix.t() if isinstance(layer, Conv1D) else matrix.view(-1, *layer.weight.shape[1:])
+
+
+def _order(hessian: torch.Tensor) -> torch.Tensor:
+    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
+    diagonal = hessian.diagonal()
+    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)

@@ -1,0 +1,211 @@
+"""GPTQModel 7.6 and 7.7: `QuantizeConfig(..., magr=True)`.
+
+What is touched, why there, all undone by `Patches.undo`:
+
+- `quantization.config`: the field `magr`; see `config`.
+- `GPTQ.quantize`, `GPTAQ.quantize`, `FOEM.quantize`: hand the candidate rows over as `module_copy`,
+  which the toolkit rounds instead of a clone, while `module` is a stand-in of their shape; keep each
+  row's best. Changed on the class, so every name bound to it, optimum's included, sees the change.
+- `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
+- `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
+  see `resume`.
+
+Called and left as they are: `CALLED` of a task, whose absence would end the process at the first layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from gptqmodel.models.base import BaseQModel
+from gptqmodel.quantization.foem import FOEM
+from gptqmodel.quantization.gptaq import GPTAQ
+from gptqmodel.quantization.gptq import GPTQ
+from gptqmodel.utils.fallback import should_use_fallback
+from transformers.pytorch_utils import Conv1D
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.factorization import Share
+from magr_gptq.rounding.layer import Layer
+from magr_gptq.toolkits.gptqmodel import config as config_field
+from magr_gptq.toolkits.gptqmodel import resume
+from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
+from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.quantizer import restore_grid
+from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
+
+log = logging.getLogger(__name__)
+
+CALLED = {
+    "finalize_hessian": ("self", "target_device"),
+    "clone_module": ("self", "copy", "device"),
+    "_shared_factor_or_local": ("self", "ordering", "producer"),
+    "_disable_shared_hessian_cache": ("self",),
+}
+NOT_INVERTED = "its Hessian could not be inverted, so the toolkit rounded it to nearest"
+
+
+def apply(patches: Patches) -> None:
+    """Teach GPTQModel the switch `magr`."""
+    config_field.apply(patches)
+    for name, parameters in CALLED.items():
+        patches.require(GPTQ, name, parameters)
+    for task_class in (GPTQ, GPTAQ, FOEM):
+        patches.wrap(task_class, "quantize", _quantize_layer, ("self", "blocksize"))
+    patches.wrap(BaseQModel, "quantize", _quantize_model)
+    resume.apply(patches)
+
+
+def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
+    def quantize(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = self.quantize_config
+        asked = getattr(config, "magr", None) or any(o["magr"] for o in config_field.overrides(config))
+        if not asked:
+            return original(self, *args, **kwargs)
+        with reported_run(config):
+            return original(self, *args, **kwargs)
+
+    return quantize
+
+
+def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit's own `quantize` make a run with `magr`, under a report.
+
+    What a GPTQModel with a field `magr` of its own calls; its settings are checked here.
+
+    Raises:
+        ValueError, TypeError: a setting makes no sense.
+        NothingReducedError: no layer was reduced.
+    """
+    config.magr = config_field.as_written(getattr(config, "magr", None), config)
+    for override in config_field.overrides(config):
+        override["magr"] = config_field.as_written(override["magr"], config)
+    with reported_run(config):
+        return quantize()
+
+
+def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    def quantize(self: Any, blocksize: int = 128) -> Any:
+        """The toolkit's own, on MagR's rows in place of the layer's."""
+        return quantize_layer(self, partial(original, self, blocksize=blocksize))
+
+    return quantize
+
+
+def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit's own `quantize` round MagR's rows in place of the layer's, where `magr` asks for it.
+
+    A GPTQModel with a field `magr` of its own calls this too.
+    """
+    if isinstance(task.module, StandIn):
+        task.module = task.module.module
+        restore_grid(task.quantizer)
+        _step_aside(task, fallback="the toolkit met NaN and rounded without the Hessian")
+        return quantize()
+    magr = _setting(task)
+    if magr is None:
+        return quantize()
+    if not hasattr(task.qcfg, "magr_report"):
+        task.qcfg.magr_report = RunReport()  # a layer outside of a run
+    if isinstance(task.module, torch.nn.Embedding):
+        _step_aside(task, skipped="an embedding has no Hessian of its inputs")
+    elif task.qcfg.mock_quantization:
+        _step_aside(task, skipped="mock_quantization skips the Hessian")
+    elif should_use_fallback(task.fallback, float(task.nsamples), task.expected_nsamples):
+        _step_aside(task, fallback="too few calibration samples reached the layer")
+    else:
+        return _quantize_rows(task, _applicable(magr, task), quantize)
+    return quantize()
+
+
+def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
+    """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    config, module = task.qcfg, task.module
+    device = getattr(module, "target_device", None)
+    hessian = task.finalize_hessian(target_device=device)
+    order = _order(task, hessian)
+    try:
+        layer = Layer(
+            task.clone_module(device=hessian.device), hessian, bits=config.bits,
+            group_size=config.group_size, order=order, config=magr, share=_share(task, order),
+        )  # fmt: skip
+    except ValueError as error:
+        # one layer's bad numbers don't end a run of hours: the toolkit knows what it does about them
+        _step_aside(task, skipped=str(error))
+        return quantize()
+    if magr.rounding == "nearest":
+        # other layers with this input may have shared their factor
+        task._disable_shared_hessian_cache()
+    rounding = Rounding(task, quantize)
+    try:
+        settled = settle(layer, hessian, rounding)
+    except RetriedError:
+        return rounding.found  # the retry has quantized the layer's own weight
+    report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
+    *_, duration, loss, damp, samples = rounding.found
+    # a loss in words tells of another way to round
+    config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
+    if isinstance(loss, float):
+        loss = settled.squared_error / 2 / samples  # as the toolkit counts it
+    kept = settled.rounded
+    matrix = kept.weight.t() if isinstance(module, Conv1D) else kept.weight
+    weight = matrix.reshape(module.weight.shape).to(module.weight)
+    return weight, kept.scale, kept.zero, kept.group_of, duration, loss, damp, samples
+
+
+def _step_aside(task: Any, **why: Any) -> None:
+    config = task.qcfg
+    # where the toolkit retries, the reduced rows have been consumed
+    task.module_copy = None
+    config.magr_report.add(LayerReport(_name(task), config.bits, config.group_size, **why))
+    log.warning("magr steps aside for %s: %s", _name(task), *why.values())
+
+
+def _applicable(magr: MagRConfig, task: Any) -> MagRConfig:
+    """What of the setting applies beside the toolkit's other levers.
+
+    GPTAQ and FOEM round towards another target than Ŵ, from which a choice or a refinement by the
+    distance to Ŵ would lead away; the `mse` search chooses the step by itself.
+    """
+    if isinstance(task, (GPTAQ, FOEM)):
+        magr = replace(magr, search=False, refine=0, gain=bool(magr.gain))
+    return magr.with_beta(1.0) if task.qcfg.mse else magr
+
+
+def _name(task: Any) -> str:
+    named = task._named_module
+    return str(task.name if named is None else named.full_name)
+
+
+def _setting(task: Any) -> MagRConfig | None:
+    """The layer's own setting: the config's, unless a `dynamic` override names the module."""
+    default = MagRConfig.parse(getattr(task.qcfg, "magr", None))
+    if task._named_module is None:
+        return default
+    override = task.qcfg.dynamic_get(task._named_module.full_name, "magr", None)
+    return default if override is None else MagRConfig.parse(override)
+
+
+def _share(task: Any, order: torch.Tensor | None) -> Share | None:
+    """The toolkit's cache for layers with one input (q, k, v; gate, up), kept until the last of them is done.
+
+    Not for a mixture's experts, whose names have numbers: all gates come before all ups, so that hundreds of
+    factorizations would be kept.
+    """
+    if any(part.isdigit() for part in task.name.split(".")):
+        return None
+    return partial(task._shared_factor_or_local, "magr" if order is None else "magr, ordered")
+
+
+def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
+    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
+    if not task.qcfg.desc_act or task.qcfg.static_groups:
+        return None
+    diagonal = hessian.diagonal()
+    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)

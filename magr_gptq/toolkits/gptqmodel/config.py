@@ -1,0 +1,91 @@
+"""GPTQModel's config has a field `magr`, checked when the config is made.
+
+What is touched:
+
+- `quantization.config.GPTQConfig`: gains the field. `QuantizeConfig(...)` is a factory that drops unknown
+  keys, so nothing less than a real field of the class it builds would arrive.
+- `GPTQConfig._update_meta_payload`: writes the setting under `meta`, where unmodified loaders keep
+  what they don't know; the constructor reads it back from there.
+- `config._resolve_quantize_config_class`: the one place where the factory picks a method; refuses
+  `magr` for every method but GPTQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gptqmodel.quantization import config as config_module
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.report import RunReport
+
+
+def apply(patches: Patches) -> None:
+    """Give the config its field."""
+    patches.add_magr_field(config_module.GPTQConfig, _init)
+    patches.wrap(config_module.GPTQConfig, "_update_meta_payload", _update_meta, ("self", "meta_payload"))
+    patches.wrap(config_module, "_resolve_quantize_config_class", _resolve_class, ("payload",))
+
+
+def _init(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, *args: Any, magr: Any = None, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        stored = self.meta.get("magr")
+        self.meta = {key: value for key, value in self.meta.items() if key != "magr"}
+        self.magr = _parse(stored if magr is None else magr, self)
+        self.magr_report = RunReport()
+        for override in overrides(self):
+            override["magr"] = as_written(override["magr"], self)
+
+    return init
+
+
+def as_written(setting: Any, config: Any) -> dict[str, Any] | bool:
+    """A checked setting of `magr` as config files have it."""
+    magr = _parse(setting, config)
+    return magr.to_dict() if magr else False
+
+
+def _parse(setting: Any, config: Any) -> MagRConfig | None:
+    """A setting of `magr` that makes sense beside the toolkit's other levers.
+
+    Checked before a layer comes up: an exception in one of the toolkit's threads ends the process.
+    """
+    magr = MagRConfig.parse(setting)
+    method = next((name for name in ("gptaq", "foem") if getattr(config, name, None)), None)
+    if magr and method and (magr.refine or magr.search):
+        raise ValueError(
+            f"magr: refine={magr.refine!r} and search={magr.search!r} lead back to the original weight, "
+            f"and {method} corrects for errors of earlier layers; leave out refine and search, or {method}"
+        )
+    return magr
+
+
+def overrides(config: Any) -> list[dict[str, Any]]:
+    """The per-module `dynamic` overrides that set `magr`."""
+    return [o for o in (config.dynamic or {}).values() if isinstance(o, dict) and "magr" in o]
+
+
+def _update_meta(original: Callable[..., None]) -> Callable[..., None]:
+    def update_meta(self: Any, meta_payload: dict[str, Any]) -> None:
+        original(self, meta_payload)
+        if self.magr is not None:
+            meta_payload["magr"] = self.magr.to_dict()
+
+    return update_meta
+
+
+def _resolve_class(original: Callable[..., Any]) -> Callable[..., Any]:
+    def resolve_class(payload: dict[str, Any]) -> Any:
+        found = original(payload)
+        setting = payload.get("magr")
+        if setting not in (None, False) and found is not config_module.GPTQConfig:
+            raise ValueError(
+                f"magr={setting!r} applies to method='gptq', and these settings select {found.__name__}; "
+                "leave magr out, or choose method='gptq'"
+            )
+        return found
+
+    return resolve_class

@@ -1,0 +1,55 @@
+"""GPTQModel's own rounding of one layer, on other rows than the layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magr_gptq.rounding.layer import Rounded
+from magr_gptq.toolkits.quantizer import shrunk_grid
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """What the toolkit reads of the module that it rounds, with other rows than the module's own."""
+
+    module: torch.nn.Module
+    weight: Tensor
+    target_device: torch.device | None
+
+
+class RetriedError(Exception):
+    """The toolkit has met NaN, and has rounded the layer's own weight in another way."""
+
+
+class Rounding:
+    """`quantize` of a task, with rows handed over as `module_copy` while a stand-in is its module.
+
+    found: what the toolkit returned the last time.
+    """
+
+    def __init__(self, task: Any, quantize: Callable[[], Any]) -> None:
+        self._task, self._quantize = task, quantize
+        self._module, self._quantizer = task.module, task.quantizer
+
+    def __call__(self, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        """Round the rows; RetriedError where the toolkit went back to the layer's own."""
+        task = self._task
+        task.H, task.module_copy, task.quantizer = hessian, rows, self._quantizer
+        # a shape without memory: the toolkit never looks at the values
+        weight = rows.new_empty(()).expand_as(rows)
+        task.module = stand_in = StandIn(self._module, weight, getattr(self._module, "target_device", None))
+        try:
+            with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits):
+                self.found = self._quantize()
+            if task.module is not stand_in:
+                raise RetriedError
+        finally:
+            # where memory ran out, the rows must not stay
+            task.module, task.module_copy = self._module, None
+        weight, scale, zero, group_of, *_ = self.found
+        return Rounded(weight, scale, zero, group_of)

@@ -1,0 +1,268 @@
+"""llm-compressor 0.14: `MagRGPTQModifier(..., magr=True)`, a subclass of its GPTQModifier.
+
+Nothing in llm-compressor is changed for a recipe made in Python. `enable("llm-compressor")` makes
+the class known by its name to recipes in YAML:
+
+- `ModifierFactory._registered_registry`: looked up by name for every modifier of a YAML recipe;
+  gains one entry behind the toolkit's own.
+
+What the subclass overrides, and why there:
+
+- `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
+  each module that it owns. A stand-in with candidate rows is rounded in the module's place.
+- `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
+- `on_initialize`: refuses what MagR can't apply to. `on_finalize`: raises where nothing was reduced.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from compressed_tensors.distributed import is_distributed
+from compressed_tensors.offload import disable_offloading
+from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
+from compressed_tensors.utils import getattr_chain
+from llmcompressor.modifiers.factory import ModifierFactory
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor.modifiers.gptq.helpers import assign_batches
+from loguru import logger
+from pydantic import Field, PrivateAttr, field_serializer, field_validator, model_validator
+from torch import Tensor
+from torch import distributed as dist
+
+from magr_gptq.config import MagRConfig
+from magr_gptq.rounding.layer import Layer, Rounded, Settled
+from magr_gptq.toolkits.layer_step import settle_apart
+from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, write_back
+from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.report import LayerReport, RunReport
+
+# the observers that take the range as it is
+RANGE_OBSERVERS = (None, "memoryless_minmax", "static_minmax", "minmax")
+
+NO_INPUT = "no calibration token reached the layer; llm-compressor made its weight zero"
+NEVER_CALLED = "the layer was not called during calibration; llm-compressor left its scale unset"
+NOT_FACTORIZED = "llm-compressor could not factorize the Hessian and rounded to nearest; raise dampening_frac"
+
+
+def apply(patches: Patches) -> None:
+    """Let recipes in YAML name MagRGPTQModifier."""
+    # a lookup falls through to the last map, a registration goes to the first: the toolkit's own
+    own = {"MagRGPTQModifier": MagRGPTQModifier}
+    patches.replace(
+        ModifierFactory, "_registered_registry", ChainMap(ModifierFactory._registered_registry, own)
+    )
+
+
+class MagRGPTQModifier(GPTQModifier):
+    """llm-compressor's GPTQModifier, which rounds MagR's weights; takes all of its arguments.
+
+    magr: True, False, None, a dict or a MagRConfig. With False it is GPTQModifier, bit for bit.
+
+    Raises:
+        ValueError: a weight scheme that is not integer, by channel or by group, with 2 to 8 bits;
+            an embedding among the targets.
+        NothingReducedError: at the end of a run in which no layer was reduced.
+    """
+
+    magr: Any = Field(default=True, validate_default=True)
+
+    _magr_report: RunReport = PrivateAttr(default_factory=RunReport)
+
+    @property
+    def magr_report(self) -> RunReport:
+        """What was done to each layer; under torchrun, after the run, to the layers of all ranks."""
+        return self._magr_report
+
+    @field_validator("magr")
+    @classmethod
+    def _parse_magr(cls, setting: Any) -> MagRConfig | None:
+        return MagRConfig.parse(setting)
+
+    @field_serializer("magr")
+    def _write_magr(self, magr: MagRConfig | None) -> dict[str, Any] | bool:
+        # recipe.yaml leaves out what is None, and magr left out means True
+        return False if magr is None else magr.to_dict()
+
+    @model_validator(mode="after")
+    def _require_integer_groups(self) -> MagRGPTQModifier:
+        for name, scheme in self.resolved_config.config_groups.items():
+            if self.magr is not None and scheme.weights is not None:
+                _require_integer_grid(scheme.weights, name)
+        return self
+
+    def on_initialize(self, state: Any, **kwargs: Any) -> bool:
+        """GPTQModifier's, then a look at every module that it is to round."""
+        initialized: bool = super().on_initialize(state, **kwargs)
+        if self.magr is not None:
+            for module in self._quantized_modules():
+                name = self._module_names[module]
+                # the scheme may come from an earlier modifier of the recipe
+                _require_integer_grid(module.quantization_scheme.weights, name)
+                if isinstance(module, torch.nn.Embedding):
+                    raise ValueError(
+                        f"magr: {name} is an embedding, which has no Hessian and which GPTQModifier leaves "
+                        f"without a scale; put it into ignore={[*self.ignore, name]}"
+                    )
+        return initialized
+
+    def on_finalize(self, state: Any, **kwargs: Any) -> bool:
+        """GPTQModifier's, then the report of all ranks: logged, and required to hold a reduced layer."""
+        finalized: bool = super().on_finalize(state, **kwargs)
+        if self.magr is not None:
+            self._complete_report()
+            self._magr_report.require_some()
+            logger.info(self._magr_report.summary())
+            if warning := self._magr_report.warning():
+                logger.warning("magr, not as intended: {}", warning)
+        return finalized
+
+    def compress_modules(self) -> None:
+        """GPTQModifier's; no rank reads on before all have written."""
+        super().compress_modules()
+        # GPTQModifier broadcasts, and thereby waits, only where weights are on accelerators
+        if is_distributed():
+            dist.barrier()
+
+    def compress_module_list(self, module_list: list[Any]) -> None:
+        """GPTQModifier's, with a stand-in for every module that has a Hessian."""
+        if self.magr is None:
+            super().compress_module_list(module_list)
+            return
+        reached = {module: bool(self._hessians[module].any()) for module in module_list}
+        for module in (module for module, was_reached in reached.items() if not was_reached):
+            self._step_aside(module, NO_INPUT)
+            super().compress_module_list([module])
+        modules = [module for module, was_reached in reached.items() if was_reached]
+        for batch in assign_batches(modules, self.batched_quantization, self.block_size):
+            for part in self._parts(batch):
+                with torch.no_grad(), disable_offloading():
+                    self._compress_batch(part)
+
+    def _parts(self, batch: list[Any]) -> list[list[Any]]:
+        """A batch that llm-compressor fitted into memory, cut for rows that are so many times more."""
+        size = len(batch)
+        if self.batched_quantization == "auto":
+            candidates = self.magr.candidates(*_grid(batch[0].quantization_scheme.weights))
+            size = max(1, size // len(candidates))
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
+
+    def _compress_batch(self, batch: list[Any]) -> None:
+        """Round rows in place of the modules', and give the modules what came out."""
+        layers = self._layers(batch)
+        for module, settled in zip(layers, self._settle(layers), strict=True):
+            del self._num_samples[module]
+            name = self._module_names[module]
+            write_back(module, settled.rounded)
+            report = LayerReport.of(name, *_grid(module.quantization_scheme.weights), settled)
+            failed = name in self._rtn_fallback_module_names
+            self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
+
+    def _settle(self, layers: dict[Any, Layer]) -> list[Settled]:
+        """What the modules end with, in one pass for all where there is the memory."""
+        hessians = {module: self._hessians.pop(module) for module in layers}
+        try:
+            found = self._round(
+                (module, layer.rows, layer.factors, layer.coupling(hessians[module]))
+                for module, layer in layers.items()
+            )
+            return [layer.settle(rounded) for layer, rounded in zip(layers.values(), found, strict=True)]
+        except torch.OutOfMemoryError:
+            if not all(layer.has_choice for layer in layers.values()):
+                raise
+        hessians.clear()
+        return [settle_apart(layer, partial(self._round_one, module)) for module, layer in layers.items()]
+
+    def _round_one(self, module: Any, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        (rounded,) = self._round([(module, rows, factors, hessian)])
+        return rounded
+
+    def _round(self, passes: Iterable[tuple[Any, Tensor, Tensor, Tensor]]) -> list[Rounded]:
+        """Have GPTQModifier round a stand-in for each module, by its rows, their factors, and a Hessian."""
+        stand_ins = []
+        try:
+            for module, rows, factors, hessian in passes:
+                stand_ins.append(stand_in := StandIn(module, rows, factors))
+                self._module_names[stand_in] = self._module_names[module]
+                self._hessians[stand_in], self._num_samples[stand_in] = hessian, self._num_samples[module]
+            super().compress_module_list(stand_ins)
+        finally:
+            for stand_in in stand_ins:
+                for known in (self._module_names, self._hessians, self._num_samples):
+                    known.pop(stand_in, None)
+        return [stand_in.rounded() for stand_in in stand_ins]
+
+    def _layers(self, batch: list[Any]) -> dict[Any, Layer]:
+        """The modules' layers; what MagR can't reduce is left to llm-compressor, lest a run of hours end."""
+        layers = {}
+        for module in batch:
+            try:
+                layers[module] = self._layer(module)
+            except ValueError as error:
+                self._step_aside(module, str(error))
+                super().compress_module_list([module])
+        return layers
+
+    def _layer(self, module: Any) -> Layer:
+        args, hessian = module.quantization_scheme.weights, self._hessians[module]
+        bits, group_size = _grid(args)
+        # observers that search choose the step by themselves
+        config = self.magr if args.observer in RANGE_OBSERVERS else self.magr.with_beta(1.0)
+        return Layer(
+            module.weight, hessian,
+            bits=bits, group_size=group_size, order=_order(args, hessian), config=config,
+        )  # fmt: skip
+
+    def _quantized_modules(self) -> list[Any]:
+        return [
+            module
+            for module in self._module_names
+            if getattr_chain(module, "quantization_scheme.weights", None) is not None
+        ]
+
+    def _step_aside(self, module: Any, why: str) -> None:
+        name = self._module_names[module]
+        self._magr_report.add(LayerReport(name, *_grid(module.quantization_scheme.weights), skipped=why))
+        logger.warning("magr steps aside for {}: {}", name, why)
+
+    def _complete_report(self) -> None:
+        """Add what other ranks did, and the modules that no rank was given."""
+        if is_distributed():
+            ranks: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(ranks, self._magr_report.layers)
+            self._magr_report.layers = [layer for layers in ranks for layer in layers]
+        known = {layer.name for layer in self._magr_report.layers}
+        for module in self._quantized_modules():
+            if self._module_names[module] not in known:
+                self._step_aside(module, NEVER_CALLED)
+
+
+def _require_integer_grid(args: QuantizationArgs, where: str) -> None:
+    """Raise ValueError where a row's largest magnitudes don't set the step of an even grid."""
+    if args.type != "int":
+        wrong, remedy = f"type={args.type!r}", "MagR needs an even grid: use type='int'"
+    elif args.num_bits not in range(2, 9):
+        wrong, remedy = f"num_bits={args.num_bits}", "use 2 to 8"
+    elif args.strategy not in ("channel", "group"):
+        wrong = f"strategy={QuantizationStrategy(args.strategy).value!r}"
+        remedy = "MagR needs scales that belong to one row: use 'channel' or 'group'"
+    else:
+        return
+    raise ValueError(f"magr: the weights of {where} have {wrong}; {remedy}, or magr=False")
+
+
+def _grid(args: QuantizationArgs) -> tuple[int, int]:
+    """Bits and group size, −1 for the whole row."""
+    return args.num_bits, args.group_size if args.strategy == "group" else -1
+
+
+def _order(args: QuantizationArgs, hessian: torch.Tensor) -> torch.Tensor | None:
+    """With actorder columns are rounded in this order, but groups stay those of the original order."""
+    if not args.actorder or args.strategy == "group":
+        return None
+    return torch.argsort(hessian.diagonal(), descending=True)

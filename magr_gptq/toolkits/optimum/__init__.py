@@ -1,0 +1,1 @@
+"""optimum, and transformers, which quantizes through it."""
