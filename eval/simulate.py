@@ -33,7 +33,9 @@ from transformers.pytorch_utils import Conv1D
 
 from magr_gptq import MagRConfig
 from magr_gptq.app.text import load_text, random_windows
-from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import settle
 from magr_score import perplexity as score
 
 CONTEXT = 256
@@ -109,13 +111,14 @@ class LayerQuantizer:
             return gptq_round(live, self._factor, s.bits, s.group_size), live
         if s.method == "reference":
             return reference.quantize(live, hessian, s.bits, s.group_size)
-        layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
-        quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.factors)
+        magr = MagRConfig.parse(s.magr) or MagRConfig()
+        layer, rows = prepare(live, hessian, magr.resolve(s.bits, s.group_size))
+        quantized, step = gptq_grid(rows, self._factor, s.bits, s.group_size, layer.factors)
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size
         group_of = torch.arange(weight.shape[1]) // size
-        settled = layer.settle(Rounded(quantized, step, zero, group_of))
-        reduced = layer.rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
+        settled = settle(layer, Rounded(quantized, step, zero, group_of))
+        reduced = rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
         return settled.rounded.weight, reduced
 
 

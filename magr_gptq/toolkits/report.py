@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from magr_gptq.rounding.layer import Settled
+from magr_gptq.rounding.settle import Settled
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class LayerReport:
     largest_before, largest_after: mean over rows of the largest magnitude, before rounding.
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
-    kept: how many rows the solver left as they were: it found nothing better, or nothing finite.
+    unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
     skipped: why MagR stepped aside.   fallback: why the toolkit rounded without GPTQ.
     """
 
@@ -44,7 +44,7 @@ class LayerReport:
     loss: float | None = None
     plain_loss: float | None = None
     plain_share: float | None = None
-    kept: int = 0
+    unimproved: int = 0
     skipped: str | None = None
     fallback: str | None = None
 
@@ -70,7 +70,7 @@ class LayerReport:
             name, bits, group_size, settled.beta,
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
-            kept=settled.kept,
+            unimproved=settled.unimproved,
         )  # fmt: skip
 
 
@@ -103,9 +103,9 @@ class RunReport:
         """One line for a log: how many layers were reduced, and why the others were not."""
         reasons = sorted({layer.reason for layer in self.skipped if layer.reason})
         text = f"magr: {len(self.reduced)} of {len(self.layers)} layers reduced"
-        kept = sum(layer.kept for layer in self.layers)
-        if kept:
-            text = f"{text}; {kept} rows keep their original weight, as the solver found none better"
+        unimproved = sum(layer.unimproved for layer in self.layers)
+        if unimproved:
+            text = f"{text}; {unimproved} rows keep their original weight, as the solver found none better"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
     def require_some(self) -> None:

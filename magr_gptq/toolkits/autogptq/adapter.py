@@ -29,8 +29,8 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.rounding.layer import Layer, Rounded
-from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits.layer_step import Aside, descending_order, quantize_rows
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -123,7 +123,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         run = _run.get()
         if run is None:
             return quantize()
-        order = _order(self.H) if actorder and not static_groups else None
+        order = descending_order(self.H, dead=1.0) if actorder and not static_groups else None
         return _quantize_rows(self, run, quantize, group_size, order)
 
     return fasterquant
@@ -157,7 +157,7 @@ def quantize_layer(task: Any, quantize: Callable[[], Any], config: Any, name: st
     if magr is None:
         return quantize()
     run = _Run(magr, config.bits, config.magr_report, {id(task.layer): name})
-    order = _order(task.H) if config.desc_act and not config.static_groups else None
+    order = descending_order(task.H, dead=1.0) if config.desc_act and not config.static_groups else None
     return _quantize_rows(task, run, quantize, config.group_size, order)
 
 
@@ -166,18 +166,9 @@ def _quantize_rows(
 ) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
     name = run.names[id(task.layer)]
-    try:
-        layer = Layer(
-            _to_matrix(task.layer), task.H,
-            bits=run.bits, group_size=group_size, order=order, config=run.magr,
-        )  # fmt: skip
-    except ValueError as error:
-        # the toolkit knows what it does about a layer with bad numbers
-        run.report.add(LayerReport(name, run.bits, group_size, skipped=str(error)))
-        log.warning("magr steps aside for %s: %s", name, error)
-        return quantize()
     weight = task.layer.weight
     own = weight.data
+    plan = run.magr.resolve(run.bits, group_size, order)
     # the toolkit keeps a grid that was set before
     quantizer = copy.deepcopy(task.quantizer)
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
@@ -194,11 +185,16 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    settled = settle(layer, task.H, round_rows)
+    settled = quantize_rows(_to_matrix(task.layer), task.H, plan, round_rows)
+    if isinstance(settled, Aside):
+        task.H, task.quantizer = settled.hessian, quantizer
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=settled.reason))
+        log.warning("magr steps aside for %s: %s", name, settled.reason)
+        return quantize()
     run.report.add(LayerReport.of(name, run.bits, group_size, settled))
-    kept = settled.rounded
-    weight.data = _from_matrix(task.layer, kept.weight).to(own)
-    return kept.scale, kept.zero, kept.group_of
+    best = settled.rounded
+    weight.data = _from_matrix(task.layer, best.weight).to(own)
+    return best.scale, best.zero, best.group_of
 
 
 def _to_matrix(layer: Any) -> torch.Tensor:
@@ -210,9 +206,3 @@ def _to_matrix(layer: Any) -> torch.Tensor:
 def _from_matrix(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
     """The inverse of `_to_matrix`, for any number of rows."""
     return matrix.t() if isinstance(layer, Conv1D) else matrix.view(-1, *layer.weight.shape[1:])
-
-
-def _order(hessian: torch.Tensor) -> torch.Tensor:
-    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
-    diagonal = hessian.diagonal()
-    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)

@@ -31,11 +31,11 @@ from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.rounding.layer import Layer
+from magr_gptq.rounding.settle import Settled
 from magr_gptq.toolkits.gptqmodel import config as config_field
 from magr_gptq.toolkits.gptqmodel import resume
 from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
-from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.toolkits.layer_step import Aside, descending_order, quantize_rows
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import restore_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -126,37 +126,39 @@ def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
 
 def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
-    config, module = task.qcfg, task.module
-    device = getattr(module, "target_device", None)
-    hessian = task.finalize_hessian(target_device=device)
+    config = task.qcfg
+    hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
     order = _order(task, hessian)
-    try:
-        layer = Layer(
-            task.clone_module(device=hessian.device), hessian, bits=config.bits,
-            group_size=config.group_size, order=order, config=magr, share=_share(task, order),
-        )  # fmt: skip
-    except ValueError as error:
-        # one layer's bad numbers don't end a run of hours: the toolkit knows what it does about them
-        _step_aside(task, skipped=str(error))
-        return quantize()
-    if magr.rounding == "nearest":
+    plan = magr.resolve(config.bits, config.group_size, order)
+    if plan.nearest:
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()
     rounding = Rounding(task, quantize)
     try:
-        settled = settle(layer, hessian, rounding)
+        weight = task.clone_module(device=hessian.device)
+        settled = quantize_rows(weight, hessian, plan, rounding, _share(task, order))
     except RetriedError:
         return rounding.found  # the retry has quantized the layer's own weight
+    if isinstance(settled, Aside):
+        task.H = settled.hessian
+        _step_aside(task, skipped=settled.reason)
+        return quantize()
+    return _result(task, settled, rounding.found)
+
+
+def _result(task: Any, settled: Settled, found: Any) -> Any:
+    """What the toolkit's `quantize` returns, of the rows that were kept; counted in the report."""
+    config, module = task.qcfg, task.module
     report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
-    *_, duration, loss, damp, samples = rounding.found
+    *_, duration, loss, damp, samples = found
     # a loss in words tells of another way to round
     config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):
         loss = settled.squared_error / 2 / samples  # as the toolkit counts it
-    kept = settled.rounded
-    matrix = kept.weight.t() if isinstance(module, Conv1D) else kept.weight
+    best = settled.rounded
+    matrix = best.weight.t() if isinstance(module, Conv1D) else best.weight
     weight = matrix.reshape(module.weight.shape).to(module.weight)
-    return weight, kept.scale, kept.zero, kept.group_of, duration, loss, damp, samples
+    return weight, best.scale, best.zero, best.group_of, duration, loss, damp, samples
 
 
 def _step_aside(task: Any, **why: Any) -> None:
@@ -204,8 +206,7 @@ def _share(task: Any, order: torch.Tensor | None) -> Share | None:
 
 
 def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
-    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
+    """With desc_act a group is consecutive columns of this order."""
     if not task.qcfg.desc_act or task.qcfg.static_groups:
         return None
-    diagonal = hessian.diagonal()
-    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
+    return descending_order(hessian, dead=1.0)

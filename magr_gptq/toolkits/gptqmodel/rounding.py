@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.rounding.layer import Rounded
+from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits.quantizer import shrunk_grid
 
 
