@@ -56,6 +56,8 @@ class Plan:
     iterations: of the solver.
     nearest: round to nearest, without spreading a column's error over the later ones.
     sweeps: of coordinate descent after rounding.
+    shrinks: whether the Hessian is regularised by its tokens' moments; see `reduction.shrinkage`.
+    reorders: whether columns are rounded by importance where a toolkit takes them as they come.
     corrects_gain: whether scales are fitted to the codes, and the bias of every row's output is undone.
     """
 
@@ -67,6 +69,8 @@ class Plan:
     nearest: bool
     sweeps: int
     corrects_gain: bool
+    shrinks: bool
+    reorders: bool
     order: Tensor | None = field(default=None, compare=False)
 
     @property

@@ -44,6 +44,10 @@ class MagRConfig:
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
         rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
+    shrink: mix the identity into a Hessian of few tokens, or of a few loud ones, as its own tokens' moments
+        say; where a toolkit lets them be counted. On but for preset "paper".
+    reorder: round a layer's most important columns first, its groups as they are, where the toolkit would
+        take the columns as they come. On but for preset "paper".
     """
 
     preset: str = "default"
@@ -55,6 +59,8 @@ class MagRConfig:
     refine: int | None = None
     gain: bool | None = None
     rounding: str = "gptq"
+    shrink: bool | None = None
+    reorder: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -73,8 +79,9 @@ class MagRConfig:
             )
         if self.refine is not None and not (type(self.refine) is int and self.refine >= 0):
             raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
-        if self.gain not in (None, True, False):
-            raise ValueError(f"magr: gain={self.gain!r} must be True or False")
+        for name in ("gain", "shrink", "reorder"):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"magr: {name}={getattr(self, name)!r} must be True or False")
         object.__setattr__(self, "search", _parse_search(self.search, self))
 
     @classmethod
@@ -126,6 +133,8 @@ class MagRConfig:
             nearest=nearest,
             sweeps=int(default and not nearest) if self.refine is None else self.refine,
             corrects_gain=default if self.gain is None else self.gain,
+            shrinks=default if self.shrink is None else self.shrink,
+            reorders=default if self.reorder is None else self.reorder,
         )
 
     def penalty(self, group_size: int) -> Penalty:

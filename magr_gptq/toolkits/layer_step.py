@@ -7,7 +7,7 @@ at a time (in `reduce`), one candidate at a time, the CPU, and at last the toolk
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_gptq.rounding.layer import Layer, apart, prepare
+from magr_gptq.rounding.order import back_in_place, importance_order
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
 
@@ -29,86 +31,170 @@ RoundAll = Callable[[Sequence[tuple[int, Tensor, Tensor, Tensor]]], list[Rounded
 # float64 raises TypeError
 LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
 
+UNREACHED = "no calibration token reached the layer, or all of its inputs were zero"
+ZERO = "all of its weights are zero"
+
+
+@dataclass(frozen=True)
+class Given:
+    """A layer as a toolkit has it.
+
+    weight: [out, in], which stays. hessian: [in, in], to be overwritten.
+    moments: of the tokens in the Hessian, see `shrinkage.moments`; None where they were not counted.
+    in_order: whether the toolkit rounds columns as they come, in groups of consecutive ones.
+    share: see `reduce_each`.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    plan: Plan
+    moments: Tensor | None = None
+    in_order: bool = False
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What MagR made of a layer.
+
+    tokens: how many the Hessian is made of. shrinkage: the share of the identity that was mixed into it.
+    """
+
+    settled: Settled
+    tokens: int | None = None
+    shrinkage: float | None = None
+
 
 @dataclass(frozen=True)
 class Aside:
     """MagR leaves the layer to the toolkit.
 
-    reason: why, in a line.
-    hessian: for the toolkit to round by, as it may have overwritten its own.
+    reason: why, in a line. hessian: to round by, as the toolkit's may be overwritten.
+    outcome: the reason in a word.
     """
 
     reason: str
     hessian: Tensor
+    outcome: str = "skipped"
 
 
-def quantize_rows(
-    weight: Tensor, hessian: Tensor, plan: Plan, round_rows: RoundRows, share: Share | None = None
-) -> Settled | Aside:
-    """What the layer ends with; weight [out, in] stays, `hessian` [in, in] is the toolkit's to overwrite."""
-    layer = None
+@dataclass(frozen=True)
+class _Ready:
+    """A layer with its Hessian regularised; order: in which its columns are handed over."""
+
+    given: Given
+    order: Tensor | None
+    tokens: int | None
+    shrinkage: float | None
+
+    def handed_over(self, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hessian, order = layer.coupling(self.given.hessian), self.order
+        if order is not None:
+            rows, hessian = rows[:, order], hessian[order][:, order]
+        return rows, layer.factors, hessian
+
+    def taken_back(self, rounded: Rounded) -> Rounded:
+        return rounded if self.order is None else back_in_place(rounded, self.order)
+
+    def done(self, settled: Settled) -> Done:
+        return Done(settled, self.tokens, self.shrinkage)
+
+
+def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:
+    """What becomes of a layer that the toolkit rounds by `round_rows`."""
+    ready = _ready(given)
+    return ready if isinstance(ready, Aside) else _quantized(ready, round_rows)
+
+
+def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done | Aside]:
+    """What becomes of several layers in one pass of the toolkit; where that fails, each by itself."""
+    ready = [_ready(given) for given in layers]
+    busy = {number: one for number, one in enumerate(ready) if isinstance(one, _Ready)}
+    found = _together(busy, round_all) if len(busy) > 1 else {}
+    for number, one in busy.items():
+        if number not in found:
+            found[number] = _quantized(one, partial(_round_one, round_all, number))
+    return [one if isinstance(one, Aside) else found[number] for number, one in enumerate(ready)]
+
+
+def _ready(given: Given) -> _Ready | Aside:
+    """Regularise the Hessian and choose the order of its columns; aside where there is nothing to do."""
+    hessian, plan = given.hessian, given.plan
+    if not hessian.diagonal().any():
+        return Aside(UNREACHED, hessian, "unreached")
+    if not given.weight.any():
+        return Aside(ZERO, hessian, "unchanged")
+    tokens = share = order = None
     try:
-        layer, *rows = prepare(weight, hessian, plan, share)
+        if given.moments is not None:
+            tokens = int(given.moments[0])
+            if plan.shrinks:
+                rho = shrinkage(hessian, given.moments)
+                shrink_(hessian, rho)
+                share = float(rho)
+    except LAYER_ERRORS as error:
+        return Aside(first_line(error), hessian)
+    if given.in_order and plan.reorders:
+        order = importance_order(hessian.diagonal(), plan.group_size)
+        given = replace(given, plan=replace(plan, order=order))
+    return _Ready(given, order, tokens, share)
+
+
+def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
+    given, layer = ready.given, None
+    try:
+        layer, *rows = prepare(given.weight, given.hessian, given.plan, given.share)
         # the toolkit alone holds the rows, and can free them
-        return settle(layer, round_rows(rows.pop(), layer.factors, layer.coupling(hessian)))
+        rounded = round_rows(*ready.handed_over(layer, rows.pop()))
+        return ready.done(settle(layer, ready.taken_back(rounded)))
     except LAYER_ERRORS as error:
         # its traceback keeps what the toolkit has allocated
         failed = error.with_traceback(None)
     if is_out_of_memory(failed):
         try:
-            cpu = layer.to("cpu") if layer else prepare(weight.cpu(), hessian.cpu(), plan)[0]
-            return settle_apart(cpu, hessian.device, round_rows)
+            return ready.done(_apart(ready, layer, round_rows))
         except LAYER_ERRORS as error:
             failed = error.with_traceback(None)
-    return Aside(first_line(failed), hessian if layer is None else layer.hessian * layer.unit)
+    return Aside(first_line(failed), given.hessian if layer is None else layer.hessian * layer.unit)
 
 
-@dataclass(frozen=True)
-class Given:
-    """A layer as a toolkit has it: weight [out, in], which stays; Hessian [in, in], to be overwritten."""
+def _apart(ready: _Ready, layer: Layer | None, round_rows: RoundRows) -> Settled:
+    """The same in the memory of one candidate, which is that of plain GPTQ; rows choose on the CPU."""
+    given, device = ready.given, ready.given.hessian.device
+    warnings.warn(
+        f"magr: {device} has no memory for all candidates of a layer: rounded one by one, chosen on the CPU",
+        stacklevel=2,
+    )
+    layer = layer.to("cpu") if layer else prepare(given.weight.cpu(), given.hessian.cpu(), given.plan)[0]
+    parts = []
+    for rows, factors, hessian in apart(layer, device):
+        if (order := ready.order) is not None:
+            rows, hessian = rows[:, order], hessian[order][:, order]
+        parts.append(ready.taken_back(round_rows(rows, factors, hessian)).to("cpu"))
+    settled = settle(layer, Rounded.joined(parts))
+    return replace(settled, rounded=settled.rounded.to(device))
 
-    weight: Tensor
-    hessian: Tensor
-    plan: Plan
 
-
-def quantize_together(given: Sequence[Given], round_all: RoundAll) -> list[Settled | Aside]:
-    """What several layers end with, in one pass of the toolkit; where that fails, each by itself."""
-    layers: list[Layer] = []
-    if len(given) > 1:
-        try:
-            passes = []
-            for number, one in enumerate(given):
-                layer, rows = prepare(one.weight, one.hessian, one.plan)
-                layers.append(layer)
-                passes.append((number, rows, layer.factors, layer.coupling(one.hessian)))
-            return [settle(layer, found) for layer, found in zip(layers, round_all(passes), strict=True)]
-        except LAYER_ERRORS:
-            # which layer it was, and why, shows below
-            passes = []
-    hessians = [layer.hessian * layer.unit for layer in layers] + [
-        one.hessian for one in given[len(layers) :]
-    ]
-    return [
-        quantize_rows(one.weight, hessian, one.plan, partial(_round_one, round_all, number))
-        for number, (one, hessian) in enumerate(zip(given, hessians, strict=True))
-    ]
+def _together(layers: Mapping[int, _Ready], round_all: RoundAll) -> dict[int, Done | Aside]:
+    """All in one pass; none where that fails, with their Hessians as they were."""
+    prepared: dict[int, Layer] = {}
+    try:
+        passes = []
+        for number, one in layers.items():
+            prepared[number], rows = prepare(one.given.weight, one.given.hessian, one.given.plan)
+            passes.append((number, *one.handed_over(prepared[number], rows)))
+        found = zip(layers.items(), round_all(passes), strict=True)
+        return {n: one.done(settle(prepared[n], one.taken_back(rounded))) for (n, one), rounded in found}
+    except LAYER_ERRORS:
+        # which layer it was, and why, shows when each goes by itself
+        for number, layer in prepared.items():
+            layers[number].given.hessian.copy_(layer.hessian * layer.unit)
+        return {}
 
 
 def _round_one(round_all: RoundAll, number: int, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
     (rounded,) = round_all([(number, rows, factors, hessian)])
     return rounded
-
-
-def settle_apart(layer: Layer, device: torch.device, round_rows: RoundRows) -> Settled:
-    """The same in the memory of one candidate, which is that of plain GPTQ; the layer is on the CPU."""
-    warnings.warn(
-        f"magr: {device} has no memory for all candidates of a layer: rounded one by one, chosen on the CPU",
-        stacklevel=2,
-    )
-    rounded = [round_rows(*part).to("cpu") for part in apart(layer, device)]
-    settled = settle(layer, Rounded.joined(rounded))
-    return replace(settled, rounded=settled.rounded.to(device))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from magr_gptq.rounding.settle import Settled
+from magr_gptq.toolkits.layer_step import Done
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,9 @@ class LayerReport:
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
-    skipped: why MagR stepped aside.   fallback: why the toolkit rounded without GPTQ.
+    tokens: how many the Hessian is made of.   shrinkage: the share of the identity mixed into it.
+    skipped: why MagR stepped aside, and `aside` the same in a word.
+    fallback: why the toolkit rounded without GPTQ.
     """
 
     name: str
@@ -45,7 +47,10 @@ class LayerReport:
     plain_loss: float | None = None
     plain_share: float | None = None
     unimproved: int = 0
+    tokens: int | None = None
+    shrinkage: float | None = None
     skipped: str | None = None
+    aside: str = "skipped"
     fallback: str | None = None
 
     @property
@@ -59,18 +64,19 @@ class LayerReport:
         if self.fallback:
             return "fallen back"
         if self.skipped:
-            return "skipped"
+            return self.aside
         return "plain" if self.largest_after is None else "reduced"
 
     @classmethod
-    def of(cls, name: str, bits: int, group_size: int, settled: Settled) -> LayerReport:
+    def of(cls, name: str, bits: int, group_size: int, done: Done) -> LayerReport:
         """The report of a layer that was reduced."""
+        settled = done.settled
         had_plain = settled.plain_loss is not None
         return cls(
             name, bits, group_size, settled.beta,
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
-            unimproved=settled.unimproved,
+            unimproved=settled.unimproved, tokens=done.tokens, shrinkage=done.shrinkage,
         )  # fmt: skip
 
 
@@ -83,6 +89,14 @@ class RunReport:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunReport:
         return self
+
+    def __getstate__(self) -> list[LayerReport]:
+        # a lock can't be pickled, and configs are
+        return self.layers
+
+    def __setstate__(self, layers: list[LayerReport]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.layers = layers
 
     def add(self, layer: LayerReport) -> None:
         """Record one layer; safe from any thread."""

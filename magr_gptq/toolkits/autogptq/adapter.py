@@ -6,6 +6,7 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
+- `quantization.gptq.GPTQ.add_batch`: counts the moments of the tokens that go into the Hessian.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
@@ -30,7 +31,9 @@ from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.toolkits.layer_step import Aside, descending_order, quantize_rows
+from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits.counting import counted
+from magr_gptq.toolkits.layer_step import Aside, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -61,6 +64,7 @@ def apply(patches: Patches) -> None:
     patches.add_magr_field(_base.BaseQuantizeConfig, _init)
     patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
     patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
+    patches.wrap(gptq.GPTQ, "add_batch", _count, ("self", "inp", "out"))
     patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
     if not torch.cuda.is_available():
         cuda = _View(torch.cuda, is_available=lambda: True, synchronize=lambda: None)
@@ -112,6 +116,24 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return quantize
 
 
+def count_tokens(task: Any, inputs: Tensor) -> None:
+    """Add up the moments of what the toolkit adds to its Hessian; a convolution's patches are not counted.
+
+    An AutoGPTQ with a field `magr` of its own calls this in `add_batch`.
+    """
+    if isinstance(task.layer, (torch.nn.Linear, Conv1D)):
+        task.magr_moments = counted(getattr(task, "magr_moments", None), inputs)
+
+
+def _count(original: Callable[..., None]) -> Callable[..., None]:
+    def add_batch(self: Any, inp: Tensor, out: Tensor) -> None:
+        original(self, inp, out)
+        if _run.get() is not None:
+            count_tokens(self, inp)
+
+    return add_batch
+
+
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def fasterquant(
         self: Any, blocksize: int = 128, percdamp: float = 0.01, group_size: int = -1,
@@ -123,8 +145,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         run = _run.get()
         if run is None:
             return quantize()
-        order = descending_order(self.H, dead=1.0) if actorder and not static_groups else None
-        return _quantize_rows(self, run, quantize, group_size, order)
+        return _quantize_rows(self, run, quantize, group_size, actorder, static_groups)
 
     return fasterquant
 
@@ -157,14 +178,14 @@ def quantize_layer(task: Any, quantize: Callable[[], Any], config: Any, name: st
     if magr is None:
         return quantize()
     run = _Run(magr, config.bits, config.magr_report, {id(task.layer): name})
-    order = descending_order(task.H, dead=1.0) if config.desc_act and not config.static_groups else None
-    return _quantize_rows(task, run, quantize, config.group_size, order)
+    return _quantize_rows(task, run, quantize, config.group_size, config.desc_act, config.static_groups)
 
 
 def _quantize_rows(
-    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, order: torch.Tensor | None
+    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, reorders: bool, static_groups: bool
 ) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
     name = run.names[id(task.layer)]
     weight = task.layer.weight
     own = weight.data
@@ -185,14 +206,17 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    settled = quantize_rows(_to_matrix(task.layer), task.H, plan, round_rows)
-    if isinstance(settled, Aside):
-        task.H, task.quantizer = settled.hessian, quantizer
-        run.report.add(LayerReport(name, run.bits, group_size, skipped=settled.reason))
-        log.warning("magr steps aside for %s: %s", name, settled.reason)
+    given = Given(
+        _to_matrix(task.layer), task.H, plan, getattr(task, "magr_moments", None), in_order=not reorders
+    )
+    done = layer_step.quantize_layer(given, round_rows)
+    if isinstance(done, Aside):
+        task.H, task.quantizer = done.hessian, quantizer
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=done.reason, aside=done.outcome))
+        log.warning("magr steps aside for %s: %s", name, done.reason)
         return quantize()
-    run.report.add(LayerReport.of(name, run.bits, group_size, settled))
-    best = settled.rounded
+    run.report.add(LayerReport.of(name, run.bits, group_size, done))
+    best = done.settled.rounded
     weight.data = _from_matrix(task.layer, best.weight).to(own)
     return best.scale, best.zero, best.group_of
 

@@ -10,6 +10,8 @@ What the subclass overrides, and why there:
 
 - `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
   each module that it owns. A stand-in with candidate rows is rounded in the module's place.
+- `calibrate_module`: counts the moments of the tokens that go into a Hessian, and
+  `_reduce_hessian_to_target_rank` sums those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
 - `on_initialize`: refuses what MagR can't apply to. `on_finalize`: raises where nothing was reduced.
 """
@@ -37,6 +39,7 @@ from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits.counting import counted
 from magr_gptq.toolkits.layer_step import Aside, Given, descending_order, quantize_together
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, write_back
 from magr_gptq.toolkits.patching import Patches
@@ -73,6 +76,7 @@ class MagRGPTQModifier(GPTQModifier):
     magr: Any = Field(default=True, validate_default=True)
 
     _magr_report: RunReport = PrivateAttr(default_factory=RunReport)
+    _moments: dict[Any, Tensor] = PrivateAttr(default_factory=dict)
 
     @property
     def magr_report(self) -> RunReport:
@@ -122,6 +126,19 @@ class MagRGPTQModifier(GPTQModifier):
                 logger.warning("magr, not as intended: {}", warning)
         return finalized
 
+    def calibrate_module(self, module: Any, args: tuple[Tensor, ...], _output: Tensor) -> None:
+        """GPTQModifier's, which adds a batch to the Hessian; counts the moments of its tokens."""
+        super().calibrate_module(module, args, _output)
+        if self.magr is not None and isinstance(module, torch.nn.Linear):
+            self._moments[module] = counted(self._moments.get(module), args[0])
+
+    def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
+        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their moments, too."""
+        for module in module_list:
+            if module in self._moments:
+                dist.reduce(self._moments[module], op=dist.ReduceOp.SUM, dst=module_to_rank[module])
+        super()._reduce_hessian_to_target_rank(module_list, module_to_rank)
+
     def compress_modules(self) -> None:
         """GPTQModifier's; no rank reads on before all have written."""
         super().compress_modules()
@@ -136,7 +153,7 @@ class MagRGPTQModifier(GPTQModifier):
             return
         reached = {module: bool(self._hessians[module].any()) for module in module_list}
         for module in (module for module, was_reached in reached.items() if not was_reached):
-            self._step_aside(module, NO_INPUT)
+            self._step_aside(module, NO_INPUT, "unreached")
             super().compress_module_list([module])
         modules = [module for module, was_reached in reached.items() if was_reached]
         for batch in assign_batches(modules, self.batched_quantization, self.block_size):
@@ -155,7 +172,13 @@ class MagRGPTQModifier(GPTQModifier):
         """Round rows in place of the modules', and give the modules what came out."""
         plans = [self._plan(module) for module in batch]
         given = [
-            Given(module.weight, self._hessians.pop(module), plan)
+            Given(
+                module.weight,
+                self._hessians.pop(module),
+                plan,
+                self._moments.pop(module, None),
+                in_order=not module.quantization_scheme.weights.actorder,
+            )
             for module, plan in zip(batch, plans, strict=True)
         ]
         settled = quantize_together(given, partial(self._round, batch))
@@ -163,11 +186,11 @@ class MagRGPTQModifier(GPTQModifier):
             name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
             if isinstance(found, Aside):
                 self._hessians[module] = found.hessian
-                self._step_aside(module, found.reason)
+                self._step_aside(module, found.reason, found.outcome)
                 super().compress_module_list([module])
                 continue
             del self._num_samples[module]
-            write_back(module, found.rounded)
+            write_back(module, found.settled.rounded)
             report = LayerReport.of(name, *grid, found)
             failed = name in self._rtn_fallback_module_names
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
@@ -202,9 +225,9 @@ class MagRGPTQModifier(GPTQModifier):
             if getattr_chain(module, "quantization_scheme.weights", None) is not None
         ]
 
-    def _step_aside(self, module: Any, why: str) -> None:
-        name = self._module_names[module]
-        self._magr_report.add(LayerReport(name, *_grid(module.quantization_scheme.weights), skipped=why))
+    def _step_aside(self, module: Any, why: str, outcome: str) -> None:
+        name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+        self._magr_report.add(LayerReport(name, *grid, skipped=why, aside=outcome))
         logger.warning("magr steps aside for {}: {}", name, why)
 
     def _complete_report(self) -> None:
@@ -216,7 +239,7 @@ class MagRGPTQModifier(GPTQModifier):
         known = {layer.name for layer in self._magr_report.layers}
         for module in self._quantized_modules():
             if self._module_names[module] not in known:
-                self._step_aside(module, NEVER_CALLED)
+                self._step_aside(module, NEVER_CALLED, "unreached")
 
 
 def _require_integer_grid(args: QuantizationArgs, where: str) -> None:
