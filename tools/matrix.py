@@ -1,9 +1,9 @@
 """The adapters' tests on the oldest and newest releases around the pinned ones.
 
-    python eval/matrix.py [ROW ...]        without a name: every row
+    python -m tools.matrix [ROW ...]        without a name: every row
 
 Each row gets a fresh environment, .venv/matrix-ROW: the pins of requirements/, except for what the row names.
-What came of it is written to eval/results/matrix/ROW.json; the table shows every row, run or not. The rows
+What came of it is written to tools/results/matrix/ROW.json; the table shows every row, run or not. The rows
 with another torch than the pinned one download several GB of CUDA libraries.
 """
 
@@ -19,10 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from outcomes import counts, run_pytest
+from tools.outcomes import counts, run_pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "eval" / "results" / "matrix"
+RESULTS = ROOT / "tools" / "results" / "matrix"
 SHOWN = (
     "torch",
     "transformers",
@@ -34,14 +34,20 @@ SHOWN = (
     "peft",
 )
 
-CORE = (
-    "prox", "solver", "convergence", "refine", "scales", "factors", "layer", "grid", "config", "numerics",
-    "threads", "fuzz",
+
+def _in(folder: str, *names: str) -> tuple[str, ...]:
+    """Test files of one folder."""
+    return tuple(f"tests/{folder}/test_{name}.py" for name in names)
+
+
+CORE = _in(
+    "mathematics", "prox", "solver", "convergence", "refine", "scales", "factors", "layer", "grid", "config",
+    "numerics", "threads", "fuzz",
 )  # fmt: skip
-GPTQMODEL = ("enable", "gptqmodel", "gptqmodel_round_trip")
-OPTIMUM = (*GPTQMODEL, "optimum")
-LLMCOMPRESSOR = ("enable", "llmcompressor", "llmcompressor_layers", "torchrun")
-AUTOGPTQ = ("enable", "autogptq", "autogptq_layers", "autogptq_switch")
+GPTQMODEL = _in("toolkits", "enable", "gptqmodel", "gptqmodel_round_trip")
+OPTIMUM = (*GPTQMODEL, *_in("toolkits", "optimum"))
+LLMCOMPRESSOR = _in("toolkits", "enable", "llmcompressor", "llmcompressor_layers", "torchrun")
+AUTOGPTQ = _in("toolkits", "enable", "autogptq", "autogptq_layers", "autogptq_switch")
 
 
 class Row(NamedTuple):
@@ -123,15 +129,14 @@ def run(name: str, row: Row) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MAGR_ENV": row.environment}
     if row.tests is CORE:
         del environment["MAGR_ENV"]  # no toolkit is expected
-    files = [f"tests/test_{test}.py" for test in row.tests]
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        found, said = run_pytest(python, [*files, "-rs"], ROOT, environment, report)
+        found, said = run_pytest(python, [*row.tests, "-rs"], ROOT, environment, report)
     print(said)
     return {
         "other": row.other,
         "versions": versions(python),
-        "tests": files,
+        "tests": row.tests,
         **counts(found),
         "not_passed": {test: outcome for test, outcome in found.items() if outcome != "passed"},
     }

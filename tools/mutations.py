@@ -1,6 +1,6 @@
 """Break the mathematics on purpose, one place at a time, and see which test notices.
 
-    python eval/mutations.py
+    python -m tools.mutations
 
 Each mutation is made in a copy of the package in a temporary folder, never in the working tree. The table
 names the first test that fails; the command fails where none does.
@@ -145,7 +145,7 @@ def try_out(folder: Path, mutation: Mutation) -> str | None:
 
 def first_failure(folder: Path, tests: str) -> str | None:
     """The name of the first test to fail in these files, or None where all pass."""
-    files = [f"tests/test_{name}.py" for name in tests.split()]
+    files = [f"tests/mathematics/test_{name}.py" for name in tests.split()]
     arguments = ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", "not memory_peak"]
     done = run(folder, *arguments, *files)
     if done.returncode == 0:

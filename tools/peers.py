@@ -1,10 +1,10 @@
 """GPTQModel's and llm-compressor's own tests, with magr_gptq enabled and without it: the same ones must pass.
 
-    python eval/peers.py [TOOLKIT=FOLDER ...]      gptqmodel, llm-compressor
+    python -m tools.peers [TOOLKIT=FOLDER ...]      gptqmodel, llm-compressor
 
 Runs the published tests below, which need no GPU, no network and no weights, against the installed release;
 `magr` stays off. FOLDER holds a toolkit's sources with its tests; without it they are cloned at the tag of
-the installed release. Counts are written to eval/results/peers.json.
+the installed release. Counts are written to tools/results/peers.json.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from outcomes import counts, run_pytest
-
 from magr_gptq.toolkits import TOOLKITS
+from tools.outcomes import counts, run_pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "eval" / "results" / "peers.json"
+RESULTS = ROOT / "tools" / "results" / "peers.json"
 PLUGIN = Path(__file__).with_name("peers_plugin.py")
 
 ENVIRONMENT = {

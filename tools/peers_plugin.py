@@ -1,4 +1,4 @@
-"""A pytest plugin for eval/peers.py: enables a toolkit before its own tests are collected; `magr` is off."""
+"""A pytest plugin for tools/peers.py: enables a toolkit before its own tests are collected; `magr` is off."""
 
 from __future__ import annotations
 

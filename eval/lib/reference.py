@@ -1,21 +1,11 @@
-r"""The default method in float64, every weight reduced until its duality gap is closed.
-
-    python eval/simulate.py MODEL --calibration FILE --evaluation FILE --settings eval/reference.json \
-        --rows 32 --limit 64 --out eval/results/reference.jsonl
-    python eval/reference.py eval/results/reference.jsonl
-
-Prints how far the default's perplexity and mean proxy loss are from the reference's.
-"""
+"""The default method in float64, every weight reduced until its duality gap is closed."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-from pathlib import Path
-
 import torch
-from baselines import (
+from torch import Tensor
+
+from eval.lib.baselines import (
     Penalty,
     derived_penalty,
     gptq_grid,
@@ -24,8 +14,6 @@ from baselines import (
     objective,
     ungrouped,
 )
-from torch import Tensor
-
 from magr_gptq import MagRConfig
 from magr_gptq.config import KAPPA, Candidate
 from magr_gptq.rounding.choice import choose, squared_norm
@@ -145,35 +133,3 @@ def _fitted(
         kept, step = kept * factors[:, group_of], step * factors
     gain = unbiased_gain(original, kept, hessian)[:, None]
     return kept * gain, step * gain
-
-
-def comparison(lines: list[dict]) -> str:
-    """Markdown: for every grid, mean and range over the seeds of default / reference − 1, in per cent."""
-    found = {line["name"]: line for line in lines if "|" in line["name"]}
-    names = [name for name in found if " | reference | " in name]
-    rows = ["| | perplexity | mean proxy loss |", "|---|---|---|"]
-    for grid in dict.fromkeys(name.split(" | ")[0] for name in names):
-        pairs = [
-            (found[name.replace("reference", "default")], found[name])
-            for name in names
-            if name.startswith(f"{grid} | ")
-        ]
-        rows.append(f"| {grid} | {_apart(pairs, 'perplexity')} | {_apart(pairs, 'mean_proxy_loss')} |")
-    return "\n".join(rows)
-
-
-def _apart(pairs: list[tuple[dict, dict]], key: str) -> str:
-    shares = [100 * (default[key] / reference[key] - 1) for default, reference in pairs]
-    return f"{statistics.mean(shares):+.2f} % ({min(shares):+.2f} to {max(shares):+.2f})"
-
-
-def main() -> None:
-    """Print the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("records", type=Path, help="what simulate.py wrote, of one model")
-    lines = parser.parse_args().records.read_text().splitlines()
-    print(comparison([json.loads(line) for line in lines]))
-
-
-if __name__ == "__main__":
-    main()

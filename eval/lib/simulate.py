@@ -1,6 +1,6 @@
 r"""Layer-by-layer quantization in memory, to study settings before they go through a toolkit.
 
-    python eval/simulate.py MODEL --calibration FILE --evaluation FILE \
+    python -m eval.lib.simulate MODEL --calibration FILE --evaluation FILE \
         --settings SETTINGS.json --out RESULTS.jsonl
 
 SETTINGS.json is a list of {"name", "method": one of METHODS, "bits", and as needed "group_size",
@@ -22,21 +22,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import reference
 import torch
-from baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
-from fidelity import Text
-from quality import ALSO
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from eval.lib import reference
+from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss, round_to_nearest
+from eval.lib.fidelity import ALSO, CONTEXT, Text
 from magr_gptq import MagRConfig
 from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.rounding.layer import Layer, Rounded
 from magr_score import perplexity as score
 
-CONTEXT = 256
 HIDDEN_ROWS = 16
 METHODS = ("rtn", "gptq", "magr", "reference")
 QuantizeLayer = Callable[[Tensor, Tensor], Tensor]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from places import ROOT
 
 from magr_gptq.app.quantizing.card import CITATION, model_card
 from magr_gptq.app.quantizing.job import Job, Outcome
@@ -100,6 +101,4 @@ def test_settings_and_citation_go_with_magr() -> None:
 
 
 def test_the_citation_is_the_readmes() -> None:
-    from pathlib import Path
-
-    assert CITATION in Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")

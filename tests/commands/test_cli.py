@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import PROSE, call, quantize, shared
+from command_line import PROSE, call, quantize, shared
 from tiny import save_tiny_model
 
 from magr_gptq.app.cli import demo as demo_module
@@ -18,6 +18,8 @@ from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import SeamError, installed
 from magr_score import perplexity as score
+
+pytestmark = pytest.mark.long
 
 NEEDS_GPTQMODEL = pytest.mark.skipif("gptqmodel" not in installed(), reason="needs GPTQModel")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from commands import hear_interrupts
+from command_line import hear_interrupts
 from comparisons import cell
+from places import HELPERS, ROOT
 from tiny import save_tiny_model
 from typer.testing import CliRunner
 
@@ -28,9 +29,11 @@ from magr_gptq.app.comparing.run import Run, run_cells
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
 
+pytestmark = pytest.mark.long
+
 ENGINE = installed()[0]
-FAKE_LANE = str(Path(__file__).with_name("fake_lane.py"))
-RECIPE = Path(__file__).parents[1] / "eval" / "recipes" / "llama2-7b.json"
+FAKE_LANE = str(HELPERS / "fake_lane.py")
+RECIPE = ROOT / "eval" / "recipes" / "llama2-7b.json"
 PROSE = "It is a truth universally acknowledged, that a single man must be in want of a wife. " * 30
 
 

@@ -13,6 +13,8 @@ from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Store, wri
 from magr_gptq.app.comparing.plan import Grid, fetch_texts, list_cells, name_sources
 from magr_gptq.errors import InputError
 
+pytestmark = pytest.mark.environments("modern")
+
 GPTQ = cell("gptq", 3, 128, 1)
 SETTINGS = {"samples": 128}
 

@@ -21,6 +21,8 @@ from magr_gptq.app.comparing.results import (
 )
 from magr_gptq.app.comparing.verdict import judge
 
+pytestmark = pytest.mark.environments("modern")
+
 PUBLISHED = {(UNQUANTIZED, 16, -1): {"prose": 5.47}, ("paper", 2, -1): {"prose": 16.73}}
 
 

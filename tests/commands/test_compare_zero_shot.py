@@ -12,9 +12,10 @@ from tiny import save_tiny_model
 from magr_gptq.app.comparing.measure import zero_shot
 from magr_gptq.app.quantizing.worker import EngineError
 
-pytestmark = pytest.mark.skipif(
+NEEDS_LM_EVAL = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval>=0.4.13'"
 )
+pytestmark = [pytest.mark.long, NEEDS_LM_EVAL]
 
 TASK = """\
 task: tiny_letters

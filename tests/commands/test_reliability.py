@@ -16,7 +16,7 @@ from pathlib import Path
 import bad_models
 import psutil
 import pytest
-from commands import PROSE, call, hear_interrupts, quantize, shared
+from command_line import PROSE, call, hear_interrupts, quantize, shared
 from tiny import _rewrite, save_tiny_model
 
 from magr_gptq.app.cli import quantize as quantize_module
@@ -25,6 +25,8 @@ from magr_gptq.app.quantizing.output import leftovers, output_folder
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
+
+pytestmark = pytest.mark.long
 
 COMMAND = "from magr_gptq.app.cli.app import app; app()"
 ENGINE = installed()[0]

@@ -12,6 +12,8 @@ pytest.importorskip("matplotlib")
 
 from magr_gptq.app.comparing.report import Facts, write_report
 
+pytestmark = pytest.mark.environments("modern")
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LONG = "OutOfMemoryError: tried to allocate 2.00 GiB, " + "/a/very/long/path" * 12
 

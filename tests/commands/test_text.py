@@ -6,9 +6,9 @@ import json
 import random
 from importlib.resources import files
 
-import make_demo_text
 import pytest
 
+from eval.studies.demo_model import make_demo_text
 from magr_gptq.app import text
 from magr_gptq.errors import InputError
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from places import HELPERS
 from tiny import calibration_rows
-
-TESTS = Path(__file__).parent
 
 
 def load(folder: str, **settings):
@@ -28,7 +27,7 @@ def quantize(folder: str, **settings):
 
 def run_vanilla(*arguments: str, cwd: Path) -> None:
     """A process that never imports magr_gptq (it checks that itself)."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, str(TESTS / "dump_gptqmodel.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
+    command = [sys.executable, str(HELPERS / "dump_gptqmodel.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -13,9 +13,8 @@ from compressed_tensors.quantization import initialize_module_for_quantization
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization.calibration import initialize_observer, observe
+from places import HELPERS
 from tiny import calibration_rows
-
-TESTS = Path(__file__).parent
 
 
 def weights(bits: int, group_size: int = -1, symmetric: bool = True, **settings) -> dict:
@@ -65,7 +64,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def run_script(command: list[str], *arguments: str, cwd: Path) -> None:
     """A process of its own, which finds the modules of the tests."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
     done = subprocess.run(
         [sys.executable, *command, *arguments], capture_output=True, text=True, cwd=cwd, env=environment
     )

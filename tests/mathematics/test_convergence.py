@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import baselines
 import pytest
 import torch
 from problems import hessian_of, weight_of
 
+from eval.lib import baselines
 from magr_gptq import MagRConfig, reduce
 
 COLUMNS = 48

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import gptq_round, inverse_factor, proxy_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
+from eval.lib.baselines import gptq_round, inverse_factor, proxy_loss
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.inspecting.forecast import (
     forecast,

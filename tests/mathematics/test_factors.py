@@ -8,6 +8,8 @@ from problems import weight_of
 
 from magr_gptq.rounding.step import least_error_factor
 
+pytestmark = pytest.mark.environments("modern", "autogptq")
+
 FACTORS = (1.0, 0.9, 0.8, 0.7)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,8 @@ from magr_gptq import MagRConfig, reduce
 from magr_gptq.rounding.choice import squared_norm
 from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.sweep import coordinate_descent
+
+pytestmark = pytest.mark.long
 
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 STRENGTHS = st.floats(1e-4, 1e2)

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-from baselines import gptq_round, grid_step, inverse_factor
+from places import HELPERS
 from problems import hessian_of, weight_of
 
+from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.reduction import kernels
 from magr_gptq.reduction.groups import group_count
 from magr_gptq.reduction.kernels.plain import plain_update_
@@ -85,7 +85,7 @@ def fused(tmp_path_factory) -> dict[tuple, dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("kernels")
     cases = UPDATES + SWEEPS
     torch.save([(case[0], arguments(*case)) for case in cases], folder / "inputs.pt")
-    script = Path(__file__).with_name("dump_kernels.py")
+    script = HELPERS / "dump_kernels.py"
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     subprocess.run(
         [sys.executable, str(script), str(folder / "inputs.pt"), str(folder / "out.pt")],

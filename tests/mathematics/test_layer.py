@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import gptq_grid, gptq_round, inverse_factor
 from problems import hessian_of, weight_of
 
+from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.config import KAPPA
 from magr_gptq.rounding.choice import squared_norm

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from importlib.resources import files
 
-import baselines
 import pytest
 import torch
-from bench_layers import made_up_hessian
 from problems import hessian_of, weight_of
-from simulate import calibrate_and_quantize
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.lib import baselines
+from eval.lib.simulate import calibrate_and_quantize
+from eval.studies.solver.layers import made_up_hessian
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.text import random_windows
 from magr_gptq.config import KAPPA
@@ -21,6 +21,8 @@ from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
 from magr_gptq.rounding.choice import choose, squared_norm
 from magr_gptq.rounding.layer import Layer, Rounded
 from magr_gptq.rounding.scales import unbiased_gain
+
+pytestmark = pytest.mark.environments("modern", "autogptq")
 
 DEMO = files("magr_gptq.app") / "demo"
 
@@ -162,7 +164,7 @@ def test_the_summed_group_penalty_falls_on_real_layers(real_layers) -> None:
 
 
 def test_gap_to_the_minimum_on_a_real_layer(real_layers) -> None:
-    """Of the gap at most 1 % is left after 8 iterations; eval/convergence.py has 20 layers."""
+    """Of the gap at most 1 % is left after 8 iterations; eval/studies/convergence has 20 layers."""
     weight, hessian = real_layers[0]
     factor = baselines.inverse_factor(hessian.double())
     penalty = baselines.derived_penalty(factor, 2, strength=MagRConfig().first_strength)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import gptq_round, grid_step, inverse_factor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
+from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.rounding.choice import choose, squared_norm
 from magr_gptq.rounding.scales import unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent

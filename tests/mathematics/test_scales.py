@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from baselines import gptq_round, inverse_factor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
+from eval.lib.baselines import gptq_round, inverse_factor
 from magr_gptq.rounding import scales
 from magr_gptq.rounding.choice import squared_norm
 from magr_gptq.rounding.scales import fitted_factors

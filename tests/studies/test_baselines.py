@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from baselines import (
+from torch import Tensor
+
+from eval.lib.baselines import (
     Penalty,
     accelerated,
     derived_penalty,
@@ -19,8 +21,6 @@ from baselines import (
     round_to_nearest,
     sorted_threshold,
 )
-from torch import Tensor
-
 from magr_gptq import MagRConfig, reduce
 
 PENALTIES = [

@@ -7,14 +7,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import bench_layers
-import bench_measure
-import bench_solver
 import pytest
-import scaling
 import torch
-from baselines import Penalty, objective, paper_magr
-from bench_methods import (
+
+from eval.lib.baselines import Penalty, objective, paper_magr
+from eval.lib.shapes import MODELS, layer_counts
+from eval.studies.scaling import run as scaling
+from eval.studies.solver import layers as bench_layers
+from eval.studies.solver import measure as bench_measure
+from eval.studies.solver import run as bench_solver
+from eval.studies.solver.methods import (
     ALPHA,
     BREVITAS,
     OURS,
@@ -27,7 +29,6 @@ from bench_methods import (
     methods,
     paper,
 )
-from bench_shapes import MODELS, layer_counts
 
 needs_brevitas = pytest.mark.skipif(find_spec("brevitas") is None, reason="brevitas is not installed")
 
@@ -161,8 +162,8 @@ def test_models_have_their_layers_and_parameters() -> None:
 
 
 def test_the_document_has_the_tables_of_today() -> None:
-    """eval/scaling.md, by `python eval/scaling.py`."""
-    document = Path(scaling.__file__).with_suffix(".md").read_text(encoding="utf-8")
+    """Those of the README, by `python -m eval.studies.scaling.run`."""
+    document = Path(scaling.__file__).with_name("README.md").read_text(encoding="utf-8")
     assert all(line in document for line in scaling.report().splitlines())
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from fidelity import Text
 from torch import nn
+
+from eval.lib.fidelity import Text
 
 VOCABULARY = 11
 ROWS = torch.randint(VOCABULARY, (19, 6), generator=torch.Generator().manual_seed(0))

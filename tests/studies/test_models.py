@@ -2,8 +2,11 @@
 
 import json
 
-import models
 import pytest
+
+pytest.importorskip("scipy")
+
+from eval.studies.other_models import run as models
 
 LINES = [
     {"name": f"{grid} | {method} | {seed}", "perplexity": perplexity, "divergence": divergence}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from magr_gptq.app.comparing.recipe import load_recipe
 from magr_gptq.errors import InputError
 
-FOLDER = Path(__file__).parents[1] / "eval" / "recipes"
+FOLDER = ROOT / "eval" / "recipes"
 NAMES = ("llama1-13b", "llama1-30b", "llama1-65b", "llama1-7b", "llama2-13b", "llama2-70b", "llama2-7b")
 
 

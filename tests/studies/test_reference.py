@@ -1,12 +1,13 @@
 """The float64 reference of the default: its minimum is the minimum, and the default comes near it."""
 
-import baselines
 import pytest
-import reference
-import reference_losses
 import torch
-from reference import quantize
-from simulate import LayerQuantizer, Setting
+
+from eval.lib import baselines, reference
+from eval.lib.reference import quantize
+from eval.lib.simulate import LayerQuantizer, Setting
+from eval.studies.reference import losses
+from eval.studies.reference import run as study
 
 GENERATOR = torch.Generator().manual_seed(0)
 WEIGHT = torch.randn(24, 128, generator=GENERATOR, dtype=torch.float64)
@@ -52,12 +53,12 @@ def test_comparison_is_by_grid_over_seeds():
         for method, perplexities in (("default", (10.1, 10.3)), ("reference", (10.0, 10.0)))
         for seed, perplexity in enumerate(perplexities)
     ]
-    assert "| W2 | +2.00 % (+1.00 to +3.00) | +0.00 % (+0.00 to +0.00) |" in reference.comparison(lines)
+    assert "| W2 | +2.00 % (+1.00 to +3.00) | +0.00 % (+0.00 to +0.00) |" in study.comparison(lines)
 
 
 def test_losses_are_compared_as_means_and_by_layer():
     line = {"grid": "W2", "default": [0.101, 0.3], "reference": [0.1, 0.3]}
-    assert "| W2 | +0.25 % | +0.0 to +1.0 % |" in reference_losses.table([line])
+    assert "| W2 | +0.25 % | +0.0 to +1.0 % |" in losses.table([line])
 
 
 def test_what_it_returns_lies_on_a_grid_of_each_group():

@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from rotate import hadamard, random_rotation, rotate
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from eval.studies.other_models.rotate import hadamard, random_rotation, rotate
+
+pytestmark = pytest.mark.environments("modern", "autogptq")
 
 
 def tiny_llama() -> LlamaForCausalLM:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import HELPERS
 from tiny import calibration_rows, save_tiny_model
 
 import magr_gptq
@@ -24,7 +25,8 @@ from auto_gptq.quantization import gptq
 from magr_gptq.toolkits import quantizer
 from magr_gptq.toolkits.autogptq import adapter
 
-TESTS = Path(__file__).parent
+pytestmark = pytest.mark.long
+
 LLAMA_LAYERS = 7
 
 
@@ -61,8 +63,8 @@ def quantize(model):
 
 def run_vanilla(*arguments: str) -> None:
     """A process that never imports magr_gptq (it checks that itself)."""
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, str(TESTS / "dump_autogptq.py"), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
+    command = [sys.executable, str(HELPERS / "dump_autogptq.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -31,7 +31,7 @@ from magr_gptq.app.quantizing.job import Job
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter
 
-TESTS = Path(__file__).parent
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(autouse=True)

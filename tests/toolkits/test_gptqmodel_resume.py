@@ -27,6 +27,8 @@ from gptqmodel_runs import load
 
 from magr_gptq.toolkits.gptqmodel import resume
 
+pytestmark = pytest.mark.long
+
 BLOCKS = 2
 
 

@@ -16,6 +16,8 @@ pytest.importorskip("gptqmodel")
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel_runs import quantize, run_vanilla
 
+pytestmark = pytest.mark.long
+
 ROUND_TRIPS = list(
     itertools.product((2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True), ("gptq", "gptq_v2"))
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import HELPERS
 from tiny import SHAPES, save_tiny_model
 
 import magr_gptq
@@ -23,7 +24,9 @@ from safetensors.torch import load_file
 
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
-SCRIPT = str(Path(__file__).parent / "dump_llmcompressor.py")
+pytestmark = pytest.mark.long
+
+SCRIPT = str(HELPERS / "dump_llmcompressor.py")
 LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 RECIPE = """

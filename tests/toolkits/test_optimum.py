@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import HELPERS
 from tiny import save_tiny_model
 
 import magr_gptq
@@ -24,7 +25,8 @@ from optimum_runs import QUANTIZE, TEXTS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 
-TESTS = Path(__file__).parent
+pytestmark = pytest.mark.long
+
 LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 SETTINGS = {
@@ -64,10 +66,10 @@ def runs(root: Path) -> dict[tuple[str, str], dict]:
                 model = quantize(str(root / "model"), out, magr=True, **settings)
                 found[road, name] = {"rounded": dict(rounded), "report": model.quantize_config.magr_report}
     saved = [str(path) for path in root.iterdir() if path.name != "model"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
     command = [
         sys.executable,
-        str(TESTS / "dump_optimum.py"),
+        str(HELPERS / "dump_optimum.py"),
         str(root / "model"),
         str(root / "vanilla"),
         *saved,

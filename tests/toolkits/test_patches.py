@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from native_runs import ENVIRONMENT, MAGR, ROADS
+from places import HELPERS, ROOT
 from safetensors.torch import load_file
 from tiny import save_tiny_model
 
-TESTS = Path(__file__).parent
-PATCHES = TESTS.parent / "patches"
+pytestmark = pytest.mark.long
+
+PATCHES = ROOT / "patches"
 LONGEST = 60
 
 RUN = {
@@ -67,8 +69,8 @@ def runs(patched, tmp_path_factory) -> Path:
     model = str(save_tiny_model("llama", root / "model"))
     for mode, first in (("enabled", []), ("native", list(patched.values()))):
         (root / mode).mkdir()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, TESTS]))}
-        command = [sys.executable, str(TESTS / "native_runs.py"), mode, model, str(root / mode)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, HELPERS]))}
+        command = [sys.executable, str(HELPERS / "native_runs.py"), mode, model, str(root / mode)]
         done = subprocess.run(
             [*command, str(root / "enabled")], capture_output=True, text=True, cwd=root, env=environment
         )

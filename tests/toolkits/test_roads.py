@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import roads
 
 import magr_gptq
+from eval.studies.roads import run as roads
+
+pytestmark = pytest.mark.long
 
 # GPTQ's loss is 8 at 2 bits, 1 at 3 bits; at 4 bits, 0.2, the sides may lie level
 LEAST_GAIN = {4: -0.1, 3: 0.02, 2: 1.0}

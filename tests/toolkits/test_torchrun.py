@@ -16,6 +16,8 @@ from llmcompressor.modifiers.gptq import helpers
 from llmcompressor_runs import run_script
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.long
+
 LAYERS = 14
 
 

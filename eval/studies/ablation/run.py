@@ -1,11 +1,12 @@
 r"""What each part of the default brings: one setting changed at a time, the others as they are.
 
-    python eval/simulate.py magr_gptq/app/demo/model --calibration magr_gptq/app/demo/text/calibration.txt \
-        --evaluation magr_gptq/app/demo/text/evaluation.txt --settings eval/ablation.json --limit 128 \
-        --out eval/results/ablation.jsonl
-    python eval/ablation.py eval/results/ablation.jsonl
+    python -m eval.lib.simulate magr_gptq/app/demo/model \
+        --calibration magr_gptq/app/demo/text/calibration.txt \
+        --evaluation magr_gptq/app/demo/text/evaluation.txt --limit 128 \
+        --settings eval/studies/ablation/settings.json --out eval/studies/ablation/results/ablation.jsonl
+    python -m eval.studies.ablation.run eval/studies/ablation/results/ablation.jsonl
 
-Prints a table of perplexities and draws the parts that are numbers into a .png beside the records.
+Prints a table of perplexities and draws the parts that are numbers into a .png next to the records.
 A setting's name is "grid | part | value".
 """
 

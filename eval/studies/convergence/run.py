@@ -1,12 +1,13 @@
-"""How fast ADMM, accelerated and plain proximal descent close the objective's gap on real layers.
+r"""How fast ADMM, accelerated and plain proximal descent close the objective's gap on real layers.
 
-    python eval/convergence.py MODEL --calibration FILE --out eval/results/convergence.json
+    python -m eval.studies.convergence.run MODEL --calibration FILE \
+        --out eval/studies/convergence/results/convergence.json
 
 Takes Hessians and 64 rows of weights from layers spread over the model, poses the default penalty
 at each of `--bits`, and finds the minimum in float64 by restarted FISTA: up to 20,000 steps, fewer
 once the duality gap falls below 1/100 of what was gained; `--verify N` compares N of the minima with
 those of all the steps. Reports the share of the gap between start and minimum that is left after so
-many iterations, and draws it beside the JSON.
+many iterations, and draws it next to the JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from pathlib import Path
 
 import matplotlib
 import torch
-from baselines import (
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eval.lib.baselines import (
     Penalty,
     accelerated,
     derived_penalty,
@@ -26,10 +30,8 @@ from baselines import (
     objective,
     proximal_descent,
 )
-from simulate import CONTEXT, calibrate_and_quantize
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
+from eval.lib.fidelity import CONTEXT
+from eval.lib.simulate import calibrate_and_quantize
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.text import load_text, random_windows
 
@@ -162,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", required=True, help="text")
-    parser.add_argument("--out", type=Path, required=True, help="JSON; the figure lies beside it as .png")
+    parser.add_argument("--out", type=Path, required=True, help="JSON; the figure lies next to it as .png")
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--rows", type=int, default=64, help="calibration rows of 256 tokens")

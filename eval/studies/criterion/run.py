@@ -1,14 +1,15 @@
 r"""Which number of a quantized layer predicts the model's perplexity?
 
     for model in magr_gptq/app/demo/model GPT2 OUTLIERS; do
-      python eval/simulate.py $model --calibration magr_gptq/app/demo/text/calibration.txt \
-          --evaluation eval/selection.txt --settings eval/choice.json --rows 32 --limit 64 \
-          --out eval/results/criterion.jsonl
+      python -m eval.lib.simulate $model --calibration magr_gptq/app/demo/text/calibration.txt \
+          --evaluation eval/studies/choice/selection.txt --rows 32 --limit 64 \
+          --settings eval/studies/choice/settings.json \
+          --out eval/studies/criterion/results/criterion.jsonl
     done
-    python eval/criterion.py eval/results/criterion.jsonl
+    python -m eval.studies.criterion.run eval/studies/criterion/results/criterion.jsonl
 
 Prints Spearman's rank correlation of held-out perplexity with every criterion over the settings of
-each model and bit width, and draws some of them into a .png beside the records.
+each model and bit width, and draws some of them into a .png next to the records.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from typing import Any
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator, NullLocator
 from scipy.stats import spearmanr
-from simulate import Measures
+
+from eval.lib.simulate import Measures
 
 Record = dict[str, Any]
 Cell = tuple[str, str]

@@ -1,6 +1,7 @@
-"""Cut the demo's calibration and evaluation text out of public-domain books.
+r"""Cut the demo's calibration and evaluation text out of public-domain books.
 
-    python eval/make_demo_text.py BOOKS_FOLDER magr_gptq/app/demo/text --selection eval/selection.txt
+    python -m eval.studies.demo_model.make_demo_text BOOKS_FOLDER magr_gptq/app/demo/text \
+        --selection eval/studies/choice/selection.txt
 
 Calibration comes from the first 96 % of every book, which the demo model was trained on;
 evaluation comes from the last 4 % only, which it has never seen. So does selection, the text that

@@ -1,10 +1,11 @@
-"""Train the small language models that the demo and the evaluations quantize.
+r"""Train the small language models that the demo and the evaluations quantize.
 
-    python eval/train_model.py BOOKS --shape llama --steps 650 --decay-from 1 --out A --log 1.jsonl
-    python eval/train_model.py BOOKS --shape llama --steps 850 --decay-from 0 --seed 1 --init A --out B \\
-        --log 2.jsonl
-    python eval/train_model.py BOOKS --shape llama --steps 900 --decay-from 0 --seed 2 --init B --out C \\
-        --log 3.jsonl
+    python -m eval.studies.demo_model.train_model BOOKS --shape llama --steps 650 --decay-from 1 \
+        --out A --log 1.jsonl
+    python -m eval.studies.demo_model.train_model BOOKS --shape llama --steps 850 --decay-from 0 \
+        --seed 1 --init A --out B --log 2.jsonl
+    python -m eval.studies.demo_model.train_model BOOKS --shape llama --steps 900 --decay-from 0 \
+        --seed 2 --init B --out C --log 3.jsonl
 
 These three made the demo's model (the first was started with --steps 2200 --decay-from 0.5 and stopped
 at 650, which is the same). BOOKS is a folder of UTF-8 .txt files; the last 4 % of each is held out.

@@ -1,6 +1,6 @@
 """Perplexity of a model on texts with its logits divided by a temperature.
 
-    python eval/temperature.py MODEL TEXT TEXT --limit 64
+    python -m eval.studies.domains.temperature MODEL TEXT TEXT --limit 64
 
 Where a model is too sure of itself, as on text of a domain that it does not know, its perplexity falls when
 its outputs are made smaller, and so with any quantization that shrinks them; it says little about the rest.
@@ -13,11 +13,11 @@ import math
 from pathlib import Path
 
 import torch
-from quality import CONTEXT
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.lib.fidelity import CONTEXT
 from magr_gptq.app.text import load_text
 from magr_score import perplexity as score
 

@@ -1,6 +1,6 @@
 """Give a Llama outliers without changing what it computes, by rescaling channels between layers.
 
-    python eval/plant_outliers.py MODEL OUT --factor 10 --channels 4
+    python -m eval.studies.other_models.plant_outliers MODEL OUT --factor 10 --channels 4
 
 In every block, some channels of each norm's output are divided by the factor and the columns of the
 projections that read them multiplied; some rows of up_proj are multiplied and the columns of down_proj

@@ -1,6 +1,6 @@
 """Rotate a Llama's residual stream and its values by Hadamard matrices, without changing what it computes.
 
-    python eval/rotate.py MODEL OUT
+    python -m eval.studies.other_models.rotate MODEL OUT
 
 Norms are folded into the projections that read them, then every weight is multiplied by an orthogonal matrix
 where another undoes it: R = diag(±1)·Hadamard/√n on all that the residual stream is read or written by, and a

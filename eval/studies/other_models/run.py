@@ -1,12 +1,13 @@
 r"""Other models than the demo's: plain GPTQ, the paper's MagR and ours over calibration seeds, in memory.
 
     for model in QWEN GPT2 OUTLIERS LLAMA GPT2W; do
-      python eval/simulate.py $model --calibration magr_gptq/app/demo/text/calibration.txt \
+      python -m eval.lib.simulate $model --calibration magr_gptq/app/demo/text/calibration.txt \
           --evaluation magr_gptq/app/demo/text/evaluation.txt --also wikitext-2/test.txt \
-          --settings eval/models.json --rows 32 --limit 64 --out eval/results/models.jsonl
+          --settings eval/studies/other_models/settings.json --rows 32 --limit 64 \
+          --out eval/studies/other_models/results/models.jsonl
     done
-    python eval/models.py eval/results/models.jsonl
-    python eval/models.py eval/results/models.jsonl --also
+    python -m eval.studies.other_models.run eval/studies/other_models/results/models.jsonl
+    python -m eval.studies.other_models.run eval/studies/other_models/results/models.jsonl --also
 
 Prints mean ± standard deviation over the seeds, a table for each model; with `--also` of the other text. With
 `--divergence` it is that of the predictions from the unquantized model's, in nats per token, and its rank
@@ -22,8 +23,9 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from quality import ALSO
 from scipy.stats import spearmanr
+
+from eval.lib.fidelity import ALSO
 
 
 def table(lines: list[dict], key: str, digits: int) -> str:

@@ -1,11 +1,12 @@
-"""Perplexity of auto-round's checkpoints: cells of the method "auto-round" beside those of `quality.py`.
+r"""Perplexity of auto-round's checkpoints: cells of the method "auto-round" next to those of `run.py`.
 
-    python eval/auto_round_cells.py MODEL --calibration FILE --evaluation FILE --out eval/results/quality
+    python -m eval.studies.quality.auto_round_cells MODEL --calibration FILE --evaluation FILE \
+        --out eval/studies/quality/results/cells
 
-Needs `pip install auto-round==0.16.*` beside magr_gptq and GPTQModel. auto-round trains the rounding and the
-ranges of every block, 200 steps of 8 windows by default; here on the windows that `quality.py` calibrates
+Needs `pip install auto-round==0.16.*` next to magr_gptq and GPTQModel. auto-round trains the rounding and the
+ranges of every block, 200 steps of 8 windows by default; here on the windows that `run.py` calibrates
 with, in symmetric grids, with its own settings otherwise. Its checkpoints are ordinary GPTQ ones, scored by
-the same code in a fresh process. Cells that have a result are skipped; `quality.py table` prints them, too.
+the same code in a fresh process. Cells that have a result are skipped; `run.py table` prints them, too.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from other_cells import measure_all, windows
-from quality import CONTEXT, Cell
+
+from eval.lib.fidelity import CONTEXT
+from eval.studies.quality.other_cells import measure_all, windows
+from eval.studies.quality.run import Cell
 
 METHOD = "auto-round"
 # auto-round's own defaults

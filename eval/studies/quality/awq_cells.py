@@ -1,11 +1,12 @@
-"""Perplexity of AWQ by llm-compressor, with rounding to nearest and with MagR: cells beside `quality.py`'s.
+r"""Perplexity of AWQ by llm-compressor, with rounding to nearest and with MagR: cells next to `run.py`'s.
 
-    python eval/awq_cells.py MODEL --calibration FILE --evaluation FILE --out eval/results/quality
+    python -m eval.studies.quality.awq_cells MODEL --calibration FILE --evaluation FILE \
+        --out eval/studies/quality/results/cells
 
 AWQ rescales channels between layers so that rounding hurts the output least; what rounds comes after it. Here
 that is rounding to nearest, as AWQ was published ("awq"), plain GPTQ ("awq-gptq") and GPTQ with MagR
 ("awq-default"), to be compared with that same MagR on the weights as they were ("default-llmcompressor").
-All in symmetric grids, where AWQ is usually run with zero points, on the windows that `quality.py` calibrates
+All in symmetric grids, where AWQ is usually run with zero points, on the windows that `run.py` calibrates
 with; the checkpoints are compressed-tensors', loaded by transformers in a fresh process. Why not GPTQModel's
 own AWQ: see README.md.
 """
@@ -20,8 +21,10 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from other_cells import measure_all, windows
-from quality import CONTEXT, Cell
+
+from eval.lib.fidelity import CONTEXT
+from eval.studies.quality.other_cells import measure_all, windows
+from eval.studies.quality.run import Cell
 
 
 def _nearest(**scheme: Any) -> Any:

@@ -1,7 +1,7 @@
 """Cells of methods that are not GPTQModel's: what `auto_round_cells.py` and `awq_cells.py` share.
 
-The windows, the grids and the scoring of `quality.py`, beside whose cells these stand; `quality.py table`
-prints them, too. Cells that have a result are skipped.
+The windows, the grids and the scoring are those of `run.py`, and its `table` prints these cells, too.
+Cells that have a result are skipped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quality import CONTEXT, Cell, cells, path, scored, write
 from transformers import AutoTokenizer
 
+from eval.lib.fidelity import CONTEXT
+from eval.studies.quality.run import Cell, cells, path, scored, write
 from magr_gptq.app.text import load_text, random_windows
 
 # makes a cell's checkpoint in the folder; where it is, and what to record of it
@@ -48,7 +49,7 @@ def _measure(cell: Cell, quantize: Quantize, engine: str, args: argparse.Namespa
 
 
 def _arguments(description: str) -> argparse.Namespace:
-    """The command line, as that of `quality.py run`."""
+    """The command line, as that of `run.py run`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True, help="text file")

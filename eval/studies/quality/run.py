@@ -1,10 +1,11 @@
-"""Perplexity of plain GPTQ, its peers, the paper's presets and ours, through the real GPTQModel.
+r"""Perplexity of plain GPTQ, its peers, the paper's presets and ours, through the real GPTQModel.
 
-    python eval/quality.py run MODEL --calibration FILE --evaluation FILE --out eval/results/quality
-    python eval/quality.py table --out eval/results/quality
-    python eval/quality.py seconds --out eval/results/seconds
+    python -m eval.studies.quality.run run MODEL --calibration FILE --evaluation FILE \
+        --out eval/studies/quality/results/cells
+    python -m eval.studies.quality.run table --out eval/studies/quality/results/cells
+    python -m eval.studies.quality.run seconds --out eval/studies/quality/results/seconds
 
-The methods are those of quality.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
+The methods are those of settings.json. `run` quantizes, saves, and scores every saved checkpoint in a fresh
 process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file
 in `--out`; cells that have one are skipped, so a run can be resumed. `--also` scores another text, too.
 `table` prints mean ± standard deviation over the seeds, and the share of plain GPTQ's gap to the unquantized
@@ -24,17 +25,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.lib.fidelity import ALSO, CONTEXT
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.scoring import score
 
-CONTEXT = 256
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
 # by name, fields of `Job`
-METHODS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("quality.json").read_text())
+METHODS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("settings.json").read_text())
 UNQUANTIZED = "unquantized"
-# a result's key for the perplexity on the other text
-ALSO = "perplexity_also"
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def in_order(found: list[dict[str, Any]]) -> list[str]:
-    """The methods that were measured: those of quality.json as they stand there, then others."""
+    """The methods that were measured: those of settings.json as they stand there, then others."""
     measured = dict.fromkeys(result["method"] for result in found)
     return [
         *(name for name in METHODS if name in measured),

@@ -1,6 +1,7 @@
-r"""Proxy loss of the default beside that of its float64 reference, every layer on the very same inputs.
+r"""Proxy loss of the default next to that of its float64 reference, every layer on the very same inputs.
 
-    python eval/reference_losses.py MODEL --calibration FILE --out eval/results/reference-losses.jsonl
+    python -m eval.studies.reference.losses MODEL --calibration FILE \
+        --out eval/studies/reference/results/losses.jsonl
 
 Through a whole model a code that falls the other way changes what all later layers see; here each layer gets
 the inputs of the unquantized model. Adds a line for every grid that has none, then prints them all.
@@ -15,12 +16,13 @@ import statistics
 from pathlib import Path
 
 import torch
-from baselines import proxy_loss
-from reference import quantize
-from simulate import CONTEXT, LayerQuantizer, Setting, append, calibrate_and_quantize
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from eval.lib.baselines import proxy_loss
+from eval.lib.fidelity import CONTEXT
+from eval.lib.reference import quantize
+from eval.lib.simulate import LayerQuantizer, Setting, append, calibrate_and_quantize
 from magr_gptq.app.text import load_text, random_windows
 
 # rows are independent: every fourth of them costs less and says the same

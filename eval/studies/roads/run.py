@@ -1,8 +1,8 @@
 """Five roads from a model to a checkpoint, with and without `magr`, each loaded and scored elsewhere.
 
-    .venv/modern/bin/python eval/roads.py run --out eval/results/roads
-    .venv/autogptq/bin/python eval/roads.py run --out eval/results/roads
-    .venv/modern/bin/python eval/roads.py table --out eval/results/roads
+    .venv/modern/bin/python -m eval.studies.roads.run run --out eval/studies/roads/results
+    .venv/autogptq/bin/python -m eval.studies.roads.run run --out eval/studies/roads/results
+    .venv/modern/bin/python -m eval.studies.roads.run table --out eval/studies/roads/results
 
 `run` takes the roads that are installed in its environment: GPTQModel, optimum, transformers and
 llm-compressor in one, AutoGPTQ in the other. Each quantizes as its own documentation says, in groups

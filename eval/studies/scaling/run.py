@@ -1,10 +1,10 @@
-"""Work, memory and time of MagR on paper, from the shapes of published models: the tables of scaling.md.
+"""Work, memory and time of MagR on paper, from the shapes of published models: the tables of README.md.
 
-    python eval/scaling.py
-    python eval/scaling.py --measured eval/results/bench-solver-cpu.json
+    python -m eval.studies.scaling.run
+    python -m eval.studies.scaling.run --measured eval/studies/solver/results/cpu.json
 
 All of it is arithmetic with the constants below. `--measured` compares the formula for one layer with
-what `bench_solver.py` measured, at the product rate that it measured in the same run.
+what the solver study measured, at the product rate that it measured in the same run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_methods import OURS
-from bench_shapes import MODELS, Blocks, Input, inputs_of, layer_counts
-
+from eval.lib.shapes import MODELS, Blocks, Input, inputs_of, layer_counts
+from eval.studies.solver.methods import OURS
 from magr_gptq import MagRConfig
 from magr_gptq.reduction.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 
@@ -195,7 +194,7 @@ def report() -> str:
 def main() -> None:
     """Print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--measured", type=Path, help="results of bench_solver.py")
+    parser.add_argument("--measured", type=Path, help="results of eval.studies.solver.run")
     args = parser.parse_args()
     print(markdown(measured_table(json.loads(args.measured.read_text()))) if args.measured else report())
 

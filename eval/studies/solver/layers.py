@@ -1,4 +1,4 @@
-"""The layers that `bench_solver.py` measures: shapes of published models, and the demo's own."""
+"""The layers that `run.py` measures: shapes of published models, and the demo's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from bench_shapes import MODELS, layer_counts
 from torch import Tensor
+
+from eval.lib.shapes import MODELS, layer_counts
 
 DEMO = Path(str(files("magr_gptq.app") / "demo"))
 CONDITION = 1e6
@@ -95,9 +96,9 @@ def hartley(x: Tensor) -> Tensor:
 def demo_layers() -> list[tuple[Tensor, Tensor]]:
     """Weight and Hessian of every linear layer of the demo's model on its calibration text."""
     # transformers is needed for these layers alone
-    from simulate import calibrate_and_quantize
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from eval.lib.simulate import calibrate_and_quantize
     from magr_gptq.app.text import load_text, random_windows
 
     found = []

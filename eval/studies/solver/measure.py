@@ -16,10 +16,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from baselines import Penalty, derived_penalty, gptq_round, inverse_factor, objective, proxy_loss
-from bench_methods import ALPHA, OURS, STEPS, Method, Problem, methods
 from torch import Tensor
 
+from eval.lib.baselines import Penalty, derived_penalty, gptq_round, inverse_factor, objective, proxy_loss
+from eval.studies.solver.methods import ALPHA, OURS, STEPS, Method, Problem, methods
 from magr_gptq import MagRConfig
 
 # rows are independent: the quality of these many, spread over the layer, stands for all

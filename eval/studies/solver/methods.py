@@ -1,4 +1,4 @@
-"""What `bench_solver.py` compares: this package, the paper's algorithm, and Brevitas' MagR."""
+"""What `run.py` compares: this package, the paper's algorithm, and Brevitas' MagR."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from baselines import Penalty
 from torch import Tensor, nn
 
+from eval.lib.baselines import Penalty
 from magr_gptq import MagRConfig, reduce
 
 # the paper's, for a Hessian with λmax = 1

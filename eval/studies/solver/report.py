@@ -1,12 +1,12 @@
-"""The table and the figure of `bench_solver.py`'s results."""
+"""The table and the figure of `run.py`'s results."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from bench_layers import CONDITION, SUITES, of_shape
-from bench_methods import BREVITAS, OURS, OURS_HALF, OURS_PAPERS_PENALTY, PAPER
+from eval.studies.solver.layers import CONDITION, SUITES, of_shape
+from eval.studies.solver.methods import BREVITAS, OURS, OURS_HALF, OURS_PAPERS_PENALTY, PAPER
 
 METHODS = (PAPER, BREVITAS, OURS_PAPERS_PENALTY, OURS_HALF, OURS)
 HEADER = ("layer", "method", "seconds", "x paper", "x brevitas", "MB", "of 4W+2H", "objective", "of paper's",

@@ -1,8 +1,8 @@
 """Time, memory and quality of `magr_gptq.reduce`, the paper's algorithm and Brevitas' MagR, in one run.
 
-    python eval/bench_solver.py run --out eval/results/bench-solver-cpu.json
-    python eval/bench_solver.py run --device cuda --suite squares llama2-7b --out FILE
-    python eval/bench_solver.py table --out eval/results/bench-solver-cpu.json
+    python -m eval.studies.solver.run run --out eval/studies/solver/results/cpu.json
+    python -m eval.studies.solver.run run --device cuda --suite squares llama2-7b --out FILE
+    python -m eval.studies.solver.run table --out eval/studies/solver/results/cpu.json
 
 `run` measures every layer of the suites (or of `--shapes`, rows x columns) that has no result in
 `--out` yet, so it can be resumed on the same machine with the same settings; it draws seconds against
@@ -20,10 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_layers import SUITES, Layer, make, of_shape
-from bench_measure import machine, peaks, product_rate, quality, seconds_of, spread, timed_steps, times
-from bench_methods import ALPHA, BREVITAS, OURS, PAPER, STEPS, Problem, largest_eigenvalue, methods
-from bench_report import draw, ratios, table
+
+from eval.studies.solver.layers import SUITES, Layer, make, of_shape
+from eval.studies.solver.measure import (
+    machine,
+    peaks,
+    product_rate,
+    quality,
+    seconds_of,
+    spread,
+    timed_steps,
+    times,
+)
+from eval.studies.solver.methods import (
+    ALPHA,
+    BREVITAS,
+    OURS,
+    PAPER,
+    STEPS,
+    Problem,
+    largest_eigenvalue,
+    methods,
+)
+from eval.studies.solver.report import draw, ratios, table
 
 DEFAULT_SUITES = {"cpu": ["squares", "spectra", "demo"], "cuda": ["squares", "llama2-7b"]}
 
