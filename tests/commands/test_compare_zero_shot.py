@@ -1,0 +1,82 @@
+"""lm-eval's own machinery on a tiny local task, in the process in which it is meant to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny_model
+
+from magr_gptq.app.comparing.measure import zero_shot
+from magr_gptq.app.quantizing.worker import EngineError
+
+NEEDS_LM_EVAL = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval>=0.4.13'"
+)
+pytestmark = [pytest.mark.long, NEEDS_LM_EVAL]
+
+TASK = """\
+task: tiny_letters
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch) -> Path:
+    # lm-eval's datasets keep what they prepared
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    choices = ["a", "b", "c", "d"]
+    rows = [
+        {"question": f"{word} is", "choices": choices, "answer": i % 4} for i, word in enumerate("pqrstuvw")
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    path = tmp_path / "tiny_letters.yaml"
+    path.write_text(TASK.format(data=data))
+    return path
+
+
+def test_accuracy_of_a_local_task(task: Path, tmp_path) -> None:
+    model = save_tiny_model("llama", tmp_path / "model")
+    found = zero_shot([str(task)], tmp_path / "log", checkpoint=str(model), engine="transformers")
+    assert set(found["tasks"]) == {"tiny_letters"}
+    entry = found["tasks"]["tiny_letters"]
+    assert entry["examples"] == 8
+    assert entry["accuracy"] == pytest.approx(100 * by_hand(model))
+    assert "lm-eval" in found["versions"]
+
+
+def by_hand(model: Path) -> float:
+    """The share of questions whose right letter the model finds likeliest."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForCausalLM.from_pretrained(model, torch_dtype=torch.float32)
+    network.requires_grad_(False)
+    hits = 0
+    for index, word in enumerate("pqrstuvw"):
+        losses = []
+        for letter in "abcd":
+            tokens = tokenizer(f"{word} is {letter}", return_tensors="pt")["input_ids"]
+            scores = network(tokens).logits.log_softmax(-1)[0, :-1]
+            # the continuation is a blank and the letter
+            losses.append(float(scores.gather(1, tokens[0, 1:, None])[-2:].sum()))
+        hits += losses.index(max(losses)) == index % 4
+    return hits / 8
+
+
+def test_a_missing_dataset_and_an_unknown_task_are_named(task: Path, tmp_path) -> None:
+    with pytest.raises(EngineError, match=r"dataset of task 'arc_easy' is not in the local cache"):
+        zero_shot(["arc_easy"], tmp_path / "log")
+    with pytest.raises(EngineError, match=r"lm-eval 0\.4\.\d+ has no task 'arc_eazy'"):
+        zero_shot(["arc_eazy"], tmp_path / "log")
