@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from quality import CONTEXT
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 from transformers import AutoTokenizer
 
 from magr_gptq.app.text import load_text
-from magr_score import perplexity as score
+from magr_score.divergence import divergence
+from magr_score.loaders import load_gptqmodel, load_transformers
+from magr_score.perplexity import perplexity
+from magr_score.windows import cut_windows
 
 WINDOWS_AT_ONCE = 8
 
@@ -45,12 +47,11 @@ class Text:
 
     def perplexity(self, model: nn.Module) -> float:
         """exp of the mean negative log-likelihood of each window's tokens after its first."""
-        return score.perplexity(model, self.rows, str(self.rows.device))
+        return perplexity(model, self.rows, str(self.rows.device))
 
     def divergence(self, model: nn.Module) -> float:
         """Mean over these tokens of KL(p ‖ q) in nats: p is the original's prediction, q that of `model`."""
-        total = kl_div(log_probabilities(model, self.rows), self.original, reduction="sum", log_target=True)
-        return float(total) / self.rows[:, 1:].numel()
+        return float(divergence(self.original, log_probabilities(model, self.rows)).mean())
 
 
 def main() -> None:
@@ -62,10 +63,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=256, help="windows of 256 tokens")
     args = parser.parse_args()
     tokens = AutoTokenizer.from_pretrained(args.model)(load_text(args.text))["input_ids"]
-    original = score.load_transformers(str(args.model), "cpu").eval()
-    text = Text.of(original, score.cut_windows(tokens, CONTEXT, args.limit))
+    original = load_transformers(str(args.model), "cpu")
+    text = Text.of(original, cut_windows(tokens, CONTEXT, args.limit))
     for folder in args.checkpoints:
-        model = score.load_gptqmodel(str(folder), "cpu").eval()
+        model = load_gptqmodel(str(folder), "cpu")
         print(f"{folder}: perplexity {text.perplexity(model):.2f}, divergence {text.divergence(model):.4f}")
 
 

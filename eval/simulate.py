@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq import MagRConfig
 from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.rounding.layer import Layer, Rounded
-from magr_score import perplexity as score
+from magr_score.windows import cut_windows
 
 CONTEXT = 256
 HIDDEN_ROWS = 16
@@ -220,7 +220,7 @@ def main() -> None:
     sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
     texts = {}
     for key, text in sources.items():
-        windows = score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
+        windows = cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
         texts[key] = Text.of(model, windows)
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}

@@ -17,7 +17,6 @@ from magr_gptq.app.cli import doctor as doctor_module
 from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import SeamError, installed
-from magr_score import perplexity as score
 
 NEEDS_GPTQMODEL = pytest.mark.skipif("gptqmodel" not in installed(), reason="needs GPTQModel")
 
@@ -146,7 +145,17 @@ def test_a_checkpoint_that_the_vanilla_toolkit_scores(switch: str, model: str, w
 
 
 def perplexity(folder: Path, engine: str) -> float:
-    command = [sys.executable, "-I", score.__file__, str(folder), "prose.txt", "--engine", engine]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "magr_score",
+        "perplexity",
+        str(folder),
+        "prose.txt",
+        "--engine",
+        engine,
+    ]
     done = subprocess.run([*command, "--seqlen", "64"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)["perplexity"]

@@ -166,7 +166,7 @@ def test_a_lane_that_dies_fails_one_cell_only(model: str, fake, monkeypatch) -> 
     monkeypatch.setenv("FAKE_CRASH", "1")
     assert call(*arguments(model, "--bits", "3,2", "--methods", "gptq"))[0] == 1
     error = json.loads(Path("out", "cells", "gptq-w3-g128-prose-seed0.json").read_text())["error"]
-    assert "ended with status -9" in error
+    assert "ended with exit status -9" in error
     assert set(perplexities()) == {"unquantized", "gptq-w2-g128-prose-seed0"}
     monkeypatch.delenv("FAKE_CRASH")
     assert call(*arguments(model, "--bits", "3,2", "--methods", "gptq"))[0] == 0

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny_model
 
-from magr_gptq.app.comparing.measure import zero_shot
-from magr_gptq.app.quantizing.worker import EngineError
+from magr_gptq.app.scoring import zero_shot
+from magr_gptq.errors import InputError
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval>=0.4.13'"
@@ -75,7 +75,7 @@ def by_hand(model: Path) -> float:
 
 
 def test_a_missing_dataset_and_an_unknown_task_are_named(task: Path, tmp_path) -> None:
-    with pytest.raises(EngineError, match=r"dataset of task 'arc_easy' is not in the local cache"):
+    with pytest.raises(InputError, match=r"dataset of task 'arc_easy' is not in the local cache"):
         zero_shot(["arc_easy"], tmp_path / "log")
-    with pytest.raises(EngineError, match=r"lm-eval 0\.4\.\d+ has no task 'arc_eazy'"):
+    with pytest.raises(InputError, match=r"lm-eval 0\.4\.\d+ has no task 'arc_eazy'"):
         zero_shot(["arc_eazy"], tmp_path / "log")

@@ -26,7 +26,7 @@ from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel_runs import quantize, run_vanilla
 
-from magr_gptq.app.quantizing import gptqmodel as engine
+from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter

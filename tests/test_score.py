@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
-from magr_score import perplexity as score
+from magr_score.windows import cut_windows
 
-SCRIPT = Path(score.__file__)
+PERPLEXITY = ("-I", "-m", "magr_score", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def prose(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", str(SCRIPT), *map(str, arguments), "--engine", "transformers"]
+    command = [sys.executable, *PERPLEXITY, *map(str, arguments), "--engine", "transformers"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -67,10 +67,10 @@ def test_stdout_is_one_json_line(model: Path, prose: Path) -> None:
 
 
 def test_a_limit_spreads_the_windows_over_the_text() -> None:
-    windows = score.cut_windows(list(range(100)), 10, 3)
+    windows = cut_windows(list(range(100)), 10, 3)
     assert windows[:, 0].tolist() == [0, 30, 60]
-    assert score.cut_windows(list(range(105)), 10, None).shape == (10, 10)
-    assert score.cut_windows(list(range(100)), 10, 99).shape == (10, 10)
+    assert cut_windows(list(range(105)), 10, None).shape == (10, 10)
+    assert cut_windows(list(range(100)), 10, 99).shape == (10, 10)
 
 
 def test_windows_are_no_longer_than_the_model_allows(model: Path, prose: Path, tmp_path) -> None:
@@ -82,8 +82,9 @@ def test_windows_are_no_longer_than_the_model_allows(model: Path, prose: Path, t
 
 
 def test_a_process_that_imported_magr_gets_no_score(model: Path, prose: Path) -> None:
-    code = "import runpy, sys, magr_gptq; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, SCRIPT, model, prose, "--engine", "transformers", "--limit", "1"]
+    code = "import magr_gptq\nfrom magr_score.__main__ import main\nmain()"
+    options = ["--engine", "transformers", "--limit", "1"]
+    command = [sys.executable, "-c", code, "perplexity", model, prose, *options]
     done = subprocess.run(
         [str(part) for part in command] + ["--seqlen", "60"], capture_output=True, text=True
     )
@@ -95,7 +96,7 @@ def test_a_process_that_imported_magr_gets_no_score(model: Path, prose: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{folder}", "{text}"], "is no model folder"),
+        (["{folder}", "{text}"], "is not a model folder"),
         (["{model}", "absent.txt"], "there is no file absent.txt"),
         (["{model}", "{text}"], "400 tokens, too few for one window of 2,048"),
         (["{model}", "{text}", "--limit", "0"], "--limit at least 1"),

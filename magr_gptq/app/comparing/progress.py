@@ -23,7 +23,7 @@ from magr_gptq.app.comparing.formats import decimal
 
 
 class Watcher:
-    """A `Listener` that moves one bar a lane and one over all cells; a quiet one only writes the log."""
+    """An `Observer` that moves one bar a lane and one over all cells; a quiet one only writes the log."""
 
     def __init__(
         self, total: int, finished: int, lanes: int, log: Path, console: Console, quiet: bool
