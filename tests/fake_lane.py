@@ -21,9 +21,9 @@ for line in sys.stdin:
     elif cell["method"] == "profile":
         answer = {"event": "done", "result": profile()}
     elif cell["method"] == "unquantized":
-        answer = {"event": "done", "result": scored(20.0)}
+        answer = {"event": "done", "result": scored(20.0, divergence=0.0)}
     else:
-        value = 20 + added(cell["method"], cell["bits"], cell["seed"])
+        value = added(cell["method"], cell["bits"], cell["seed"])
         device = os.environ.get("CUDA_VISIBLE_DEVICES")
-        answer = {"event": "done", "result": scored(value, 4, device=device)}
+        answer = {"event": "done", "result": scored(20 + value, 4, divergence=value / 100, device=device)}
     print(json.dumps(answer), flush=True)

@@ -133,13 +133,15 @@ def _compare(comparison: Comparison, devices: list[str | None], force: bool, qui
 
 def _show(comparison: Comparison, sentence: str) -> None:
     from magr_gptq.app.comparing import table
-    from magr_gptq.app.comparing.results import accuracy_tables, perplexity_tables
+    from magr_gptq.app.comparing.results import accuracy_tables, divergence_tables, perplexity_tables
 
     records, published = comparison.records(), comparison.request.published
-    for entry in perplexity_tables(records, published):
+    for entry in (
+        *perplexity_tables(records, published),
+        *divergence_tables(records),
+        *accuracy_tables(records, published),
+    ):
         console.print(table.terminal(entry))
-    for entry in accuracy_tables(records, published):
-        console.print(table.terminal(entry, "accuracy, %"))
     console.print(sentence, style="bold", markup=False)
     console.print(f"Report: {comparison.folder / 'report.html'}", soft_wrap=True, markup=False)
 

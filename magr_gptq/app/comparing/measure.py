@@ -15,7 +15,7 @@ from magr_gptq.app.processes import Listener, ask_once
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import examine, score, zero_shot
+from magr_gptq.app.scoring import diverge, examine, score, zero_shot
 
 PROFILING = ("-m", "magr_gptq.app.comparing.profile")
 
@@ -26,7 +26,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
         listen({"text": "examining the unquantized layers"})
         return ask_once(PROFILING, _profile_request(cell, plan), worker.log)
     if cell.method == UNQUANTIZED:
-        return _scores(cell, plan, plan.model, "transformers", worker.log, listen)
+        return _scores(cell, plan, None, worker.log, listen)
     with tempfile.TemporaryDirectory(prefix=f"{cell.name}-", dir=folder) as scratch:
         out = Path(scratch, "checkpoint")
         outcome = worker.quantize(_job(cell, plan, out), listen)
@@ -39,7 +39,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
             "layers": outcome.layers,
             "checkpoint": describe(out),
         }
-        record |= _scores(cell, plan, str(out), ENGINES[plan.engine].loader, worker.log, listen)
+        record |= _scores(cell, plan, str(out), worker.log, listen)
         return record | _examination(cell, plan, out, worker.log, listen)
 
 
@@ -51,19 +51,25 @@ def _job(cell: Cell, plan: Plan, out: Path) -> Job:
     )  # fmt: skip
 
 
-def _scores(cell: Cell, plan: Plan, model: str, engine: str, log: Path, listen: Listener) -> Record:
-    """Perplexity on every text, and accuracy in every task."""
+def _scores(cell: Cell, plan: Plan, checkpoint: str | None, log: Path, listen: Listener) -> Record:
+    """Perplexity and divergence on every text, accuracy in every task; of the model without a checkpoint."""
+    engine = ENGINES[plan.engine].loader if checkpoint else "transformers"
     scores = {}
     for name, text in plan.texts_for(cell).items():
         listen({"text": f"scoring on {name}"})
-        scores[name] = score(
-            model, Path(text.path), engine=engine, seqlen=plan.seqlen, limit=text.limit, log=log
-        )
+        how: dict[str, Any] = {
+            "text": Path(text.path), "engine": engine, "seqlen": plan.seqlen, "limit": text.limit, "log": log,
+        }  # fmt: skip
+        if checkpoint:
+            scores[name] = diverge(plan.model, checkpoint, **how)
+        else:
+            scores[name] = {**score(plan.model, **how), "divergence": 0.0}
     tasks = plan.tasks_for(cell)
     if not tasks:
         return {"scores": scores}
     listen({"text": "zero-shot tasks"})
-    return {"scores": scores, "zero_shot": zero_shot(tasks, log, checkpoint=model, engine=engine)}
+    found = zero_shot(tasks, log, checkpoint=checkpoint or plan.model, engine=engine)
+    return {"scores": scores, "zero_shot": found}
 
 
 def _examination(cell: Cell, plan: Plan, out: Path, log: Path, listen: Listener) -> Record:
