@@ -18,7 +18,7 @@ pytest.importorskip("auto_gptq")
 from auto_gptq.quantization import gptq
 from transformers.pytorch_utils import Conv1D
 
-from magr_gptq.toolkits import autogptq as adapter
+from magr_gptq.toolkits.autogptq import adapter
 from magr_gptq.toolkits.report import RunReport
 
 
