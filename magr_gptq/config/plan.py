@@ -58,6 +58,7 @@ class Plan:
     sweeps: of coordinate descent after rounding.
     shrinks: whether the Hessian is regularised by its tokens' moments; see `reduction.shrinkage`.
     reorders: whether columns are rounded by importance where a toolkit takes them as they come.
+    stored: the dtype of scales in the checkpoint.
     corrects_gain: whether scales are fitted to the codes, and the bias of every row's output is undone.
     """
 
@@ -72,6 +73,7 @@ class Plan:
     shrinks: bool
     reorders: bool
     order: Tensor | None = field(default=None, compare=False)
+    stored: torch.dtype = torch.float32
 
     @property
     def has_choice(self) -> bool:

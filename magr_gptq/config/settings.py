@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from magr_gptq.config.plan import Candidate, Derived, Linear, Penalty, Plan
@@ -119,14 +120,21 @@ class MagRConfig:
         settings = {name: value for name, value in asdict(self).items() if value != unset[name]}
         return {"preset": self.preset, **settings}
 
-    def resolve(self, bits: int, group_size: int = -1, order: Tensor | None = None) -> Plan:
-        """What these settings mean for a layer; order is [in], see `Plan`."""
+    def resolve(
+        self,
+        bits: int,
+        group_size: int = -1,
+        order: Tensor | None = None,
+        stored: torch.dtype = torch.float32,
+    ) -> Plan:
+        """What these settings mean for a layer; see `Plan` for the arguments."""
         default = self.preset == "default"
         nearest = self.rounding == "nearest"
         return Plan(
             bits=bits,
             group_size=group_size,
             order=order,
+            stored=stored,
             candidates=self._candidates(bits, group_size),
             proximal=not default,
             iterations=self.iterations or (DEFAULT_ITERATIONS if default else PAPER_ITERATIONS),
@@ -134,7 +142,8 @@ class MagRConfig:
             sweeps=int(default and not nearest) if self.refine is None else self.refine,
             corrects_gain=default if self.gain is None else self.gain,
             shrinks=default if self.shrink is None else self.shrink,
-            reorders=default if self.reorder is None else self.reorder,
+            # rounding to nearest has no order
+            reorders=not nearest and (default if self.reorder is None else self.reorder),
         )
 
     def penalty(self, group_size: int) -> Penalty:

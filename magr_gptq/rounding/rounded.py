@@ -42,6 +42,12 @@ class Rounded:
         """Some of the rows."""
         return replace(self, weight=self.weight[picked], scale=self.scale[picked], zero=self.zero[picked])
 
+    def stored_as(self, dtype: torch.dtype) -> Rounded:
+        """The same codes on the scales that this dtype can hold; what it can't hold stays as it is."""
+        held = self.scale.to(dtype).to(self.scale)
+        usable = held.isfinite() & (held != 0)
+        return self.scaled(torch.where(usable, held / self.scale, 1.0))
+
     def scaled(self, factors: Tensor) -> Rounded:
         """The same codes on other scales; factors are [rows, groups]."""
         weight = self.weight * factors[:, self.group_of.long()]

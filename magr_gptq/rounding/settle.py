@@ -102,14 +102,14 @@ def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Roun
 
 
 def _rescaled(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
-    """Group scales of least loss, then the factor on the row that undoes its bias."""
+    """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
     if not layer.plan.corrects_gain:
-        return best
+        return best.stored_as(layer.plan.stored)
     groups = best.scale.shape[1]
     if groups > 1:
         best = best.scaled(fitted_factors(target, best.weight, hessian, best.group_of, groups))
     gain = unbiased_gain(target, best.weight, hessian)
-    return best.scaled(gain[:, None].expand_as(best.scale))
+    return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(layer.plan.stored)
 
 
 def _mean_beta(picked: Sequence[Candidate]) -> float | None:

@@ -57,10 +57,12 @@ class Given:
 class Done:
     """What MagR made of a layer.
 
+    subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     tokens: how many the Hessian is made of. shrinkage: the share of the identity that was mixed into it.
     """
 
     settled: Settled
+    subnormal: float
     tokens: int | None = None
     shrinkage: float | None = None
 
@@ -97,7 +99,9 @@ class _Ready:
         return rounded if self.order is None else back_in_place(rounded, self.order)
 
     def done(self, settled: Settled) -> Done:
-        return Done(settled, self.tokens, self.shrinkage)
+        least = torch.finfo(self.given.plan.stored).tiny
+        subnormal = (settled.rounded.scale.abs() < least).float().mean()
+        return Done(settled, float(subnormal), self.tokens, self.shrinkage)
 
 
 def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:

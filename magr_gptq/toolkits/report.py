@@ -33,6 +33,7 @@ class LayerReport:
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
     tokens: how many the Hessian is made of.   shrinkage: the share of the identity mixed into it.
+    subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
     """
@@ -49,6 +50,7 @@ class LayerReport:
     unimproved: int = 0
     tokens: int | None = None
     shrinkage: float | None = None
+    subnormal: float = 0.0
     skipped: str | None = None
     aside: str = "skipped"
     fallback: str | None = None
@@ -77,6 +79,7 @@ class LayerReport:
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
             unimproved=settled.unimproved, tokens=done.tokens, shrinkage=done.shrinkage,
+            subnormal=done.subnormal,
         )  # fmt: skip
 
 
@@ -147,12 +150,23 @@ class RunReport:
         }
 
     def warning(self) -> str | None:
-        """What to tell where more than `LIMIT` of the layers were not reduced; None for fewer."""
+        """What to tell where more than `LIMIT` of the layers were not reduced, or scales lose digits."""
         share = len(self.skipped) / max(1, len(self.layers))
-        if share <= LIMIT:
-            return None
-        reasons = (f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"])
-        return f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+        texts = []
+        if share > LIMIT:
+            reasons = (
+                f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"]
+            )
+            texts.append(
+                f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+            )
+        coarse = [layer.name for layer in self.layers if layer.subnormal]
+        if coarse:
+            texts.append(
+                f"the scales of {len(coarse)} layers, such as {coarse[0]}, are too small for the dtype that "
+                "the checkpoint stores them in, and lose digits there; leave such layers out"
+            )
+        return "; ".join(texts) or None
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from magr_gptq.rounding.layer import prepare as layer_step_prepare
+from magr_gptq.rounding.order import importance_order
 from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.llmcompressor import modifier as adapter
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
@@ -207,14 +208,16 @@ def test_rounding_to_nearest_spreads_no_error(prepared) -> None:
 @pytest.mark.parametrize("actorder", ["static", "weight", None])
 @pytest.mark.parametrize("group_size", [-1, 32])
 def test_groups_are_those_of_the_original_columns(group_size: int, actorder, prepared) -> None:
-    """Only rows that are one group are reduced in the order of rounding: groups don't follow it."""
+    """They are whole in every order that columns are reduced in."""
     hessian = hessian_of(128)
     settings = modifier(2, group_size, actorder=actorder)
     (module,) = round_layers(settings, [(weight_of(16, 128), hessian)])
     if group_size == -1 and actorder:
         assert torch.equal(prepared[0]["plan"].order, hessian.diagonal().argsort(descending=True))
-    else:
+    elif actorder:
         assert prepared[0]["plan"].order is None
+    else:
+        assert torch.equal(prepared[0]["plan"].order, importance_order(hessian.diagonal(), group_size))
     groups = module.weight.view(16, -1, 128 if group_size == -1 else 32)
     codes = groups / module.weight_scale[:, :, None]
     torch.testing.assert_close(codes, codes.round(), atol=1e-4, rtol=0)

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # the format stores zero − 1 in an unsigned field
 LOWEST_ZERO = 1
+# of scales, whatever the model's dtype
+STORED = torch.float16
 
 FASTERQUANT_PARAMETERS = ("self", "blocksize", "percdamp", "group_size", "actorder", "static_groups")
 
@@ -189,7 +191,7 @@ def _quantize_rows(
     name = run.names[id(task.layer)]
     weight = task.layer.weight
     own = weight.data
-    plan = run.magr.resolve(run.bits, group_size, order)
+    plan = run.magr.resolve(run.bits, group_size, order, STORED)
     # the toolkit keeps a grid that was set before
     quantizer = copy.deepcopy(task.quantizer)
     # symmetric zero points are 2ᵇ⁻¹, which every format holds

@@ -52,6 +52,8 @@ CALLED = {
     "_shared_factor_or_local": ("self", "ordering", "producer"),
     "_disable_shared_hessian_cache": ("self",),
 }
+# of scales, whatever the model's dtype
+STORED = torch.float16
 NOT_INVERTED = "its Hessian could not be inverted, so the toolkit rounded it to nearest"
 
 
@@ -162,7 +164,7 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
     config = task.qcfg
     hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
-    plan = magr.resolve(config.bits, config.group_size, _order(task, hessian))
+    plan = magr.resolve(config.bits, config.group_size, _order(task, hessian), STORED)
     if plan.nearest:
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()

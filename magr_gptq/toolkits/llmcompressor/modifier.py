@@ -215,7 +215,7 @@ class MagRGPTQModifier(GPTQModifier):
         args = module.quantization_scheme.weights
         # observers that search choose the step by themselves
         magr = self.magr if args.observer in RANGE_OBSERVERS else self.magr.with_beta(1.0)
-        plan: Plan = magr.resolve(*_grid(args), _order(args, self._hessians[module]))
+        plan: Plan = magr.resolve(*_grid(args), _order(args, self._hessians[module]), module.weight.dtype)
         return plan
 
     def _quantized_modules(self) -> list[Any]:
