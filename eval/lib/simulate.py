@@ -35,7 +35,7 @@ from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import settle
-from magr_score import perplexity as score
+from magr_score.windows import cut_windows
 
 HIDDEN_ROWS = 16
 METHODS = ("rtn", "gptq", "magr", "reference")
@@ -221,7 +221,7 @@ def main() -> None:
     sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
     texts = {}
     for key, text in sources.items():
-        windows = score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
+        windows = cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
         texts[key] = Text.of(model, windows)
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}
