@@ -32,7 +32,7 @@ class LayerReport:
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
-    tokens: how many the Hessian is made of.   shrinkage: the share of the identity mixed into it.
+    tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
