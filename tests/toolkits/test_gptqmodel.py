@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ pytest.importorskip("gptqmodel")
 
 from gptqmodel import QuantizeConfig
 from gptqmodel.quantization import config as config_module
-from gptqmodel.quantization.config import HessianConfig
+from gptqmodel.quantization.config import HessianConfig, TensorParallelPadderConfig
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel_runs import quantize, run_vanilla
@@ -31,6 +32,7 @@ from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter
+from magr_gptq.toolkits.report import LayerReport
 
 pytestmark = pytest.mark.long
 
@@ -289,6 +291,29 @@ def test_step_is_shrunk_without_a_subclass(switched_on, monkeypatch) -> None:
     assert set(classes) == {Quantizer}
     # as float16, which the checkpoint stores
     torch.testing.assert_close(scale, (0.5 * grids[-1]).half().float())
+
+
+@pytest.mark.parametrize("magr", [None, True])
+def test_a_config_can_be_pickled(magr, switched_on) -> None:
+    """The report's lock could not be, not even where magr was off."""
+    config = QuantizeConfig(bits=3, group_size=32, magr=magr)
+    config.magr_report.add(LayerReport("a", 3, 32, skipped="why"))
+    again = pickle.loads(pickle.dumps(config))
+    assert again.magr == config.magr
+    assert again.magr_report.layers == config.magr_report.layers
+    again.magr_report.add(LayerReport("b", 3, 32))
+
+
+def test_layers_that_the_toolkit_pads_are_cut_back(tmp_path, switched_on) -> None:
+    """The process ended with a RuntimeError, as the stand-in had the padded shape."""
+    folder = str(save_tiny_model("padded", tmp_path / "padded"))
+    model = quantize(folder, bits=3, group_size=64, preprocessors=[TensorParallelPadderConfig()], magr=True)
+    assert len(model.quantize_config.magr_report.reduced) == 7
+    model.save(str(tmp_path / "out"))
+    run_vanilla("dequantize", str(tmp_path / "out"), cwd=tmp_path)
+    weights = torch.load(tmp_path / "out" / "dequantized.pt")
+    assert weights["model.layers.0.self_attn.q_proj"].shape == (160, 160)
+    assert all(weight.isfinite().all() for weight in weights.values())
 
 
 def test_worker_threads_and_repeats_give_the_same_bits(tiny, tmp_path, switched_on) -> None:
