@@ -215,7 +215,7 @@ def test_models_and_texts_that_cannot_be_used_are_named(folders) -> None:
     (copy / "model.safetensors").write_bytes(b"not safetensors")
     code, output = inspect(copy)
     assert code == 2
-    assert "is no complete safetensors file" in output
+    assert "is not a complete safetensors file" in output
 
 
 @pytest.mark.parametrize(

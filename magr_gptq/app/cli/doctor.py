@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.markup import escape
 
-from magr_gptq.app.cli.console import console
+from magr_gptq.app.console import console
 from magr_gptq.toolkits import TOOLKITS, SeamError, enabled, installed
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.console import console, errors_shown, progress_bars
 from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.console import console, errors_shown, progress_bars
 from magr_gptq.app.inputs import find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
 from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
@@ -131,7 +131,7 @@ def forecast_model(
                     found[layer.name] = layer
                     bars.advance(solved)
     if not found:
-        raise InputError(f"{model.name_or_path} has no linear layer below its head that a token reached")
+        raise InputError(f"{model.name_or_path} has not one linear layer below its head that a token reached")
     for name in layers.keys() - found.keys():
         shape = tuple(hessians.matrix_of(layers[name]).shape)
         found[name] = LayerForecast(name, shape, 0, skipped="no token reached it")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -76,6 +78,27 @@ def progress_bars() -> Progress:
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), console=console,
     )  # fmt: skip
+
+
+def show_line(bars: Progress, line: str) -> None:
+    """Print a line where bars can't move, as in a file, so that a reader sees how far the work is."""
+    if not bars.console.is_terminal and not bars.disable:
+        bars.console.print(line, markup=False, soft_wrap=True)
+
+
+def show_event(bars: Progress, bar: TaskID, name: str, event: dict[str, Any]) -> None:
+    """Move the bar to where a worker says it is; name: what the work is on, or nothing."""
+    prefix = f"{name}: " if name else ""
+    if "text" in event:
+        show_line(bars, prefix + event["text"])
+        bars.reset(bar, description=escape(prefix + event["text"]), total=None)
+        return
+    done, total = event["done"], event["total"]
+    (task,) = (task for task in bars.tasks if task.id == bar)
+    # toolkits tell of a layer more than once
+    if (task.completed, task.total) != (done, total):
+        show_line(bars, f"{prefix}{done} of {total} layers quantized")
+    bars.update(bar, description=escape(prefix + "quantizing layers"), completed=done, total=total)
 
 
 def make_folder(path: Path) -> Path:
