@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +73,23 @@ def _exit(error: Exception, code: int) -> typer.Exit:
 def show_warning(text: str) -> None:
     """A frame that can't be missed, on stderr."""
     _errors.print(Panel(escape(text), title="Warning", border_style="bold red", style="bold"))
+
+
+@contextmanager
+def output_hidden() -> Iterator[None]:
+    """Keep banners and harmless warnings of toolkits from the screen, those past sys.stdout, too."""
+    console.file.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            for descriptor, number in zip(kept, (1, 2), strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
 
 
 def progress_bars() -> Progress:
