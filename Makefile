@@ -39,11 +39,11 @@ lint: .venv/modern/.installed
 
 # other releases than the pinned ones, each in a fresh environment: `make test-matrix ROWS="torch-oldest"`
 test-matrix:
-	$(PYTHON) eval/matrix.py $(ROWS)
+	$(PYTHON) -m tools.matrix $(ROWS)
 
 # the toolkits' own tests: `make test-peers PEERS="gptqmodel=DIR"` has their sources at hand
 test-peers: .venv/modern/.installed
-	.venv/modern/bin/python eval/peers.py $(PEERS)
+	.venv/modern/bin/python -m tools.peers $(PEERS)
 
 .venv/audit/.installed:
 	$(PYTHON) -m venv .venv/audit
