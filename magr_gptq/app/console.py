@@ -109,12 +109,14 @@ def show_line(bars: Progress, line: str) -> None:
 def show_event(bars: Progress, bar: TaskID, name: str, event: dict[str, Any]) -> None:
     """Move the bar to where a worker says it is; name: what the work is on, or nothing."""
     prefix = f"{name}: " if name else ""
+    (task,) = (task for task in bars.tasks if task.id == bar)
     if "text" in event:
         show_line(bars, prefix + event["text"])
-        bars.reset(bar, description=escape(prefix + event["text"]), total=None)
+        if task.total is not None:
+            bars.reset(bar, total=None)
+        bars.update(bar, description=escape(prefix + event["text"]))
         return
     done, total = event["done"], event["total"]
-    (task,) = (task for task in bars.tasks if task.id == bar)
     # toolkits tell of a layer more than once
     if (task.completed, task.total) != (done, total):
         show_line(bars, f"{prefix}{done} of {total} layers quantized")
