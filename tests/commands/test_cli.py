@@ -72,10 +72,10 @@ def test_bad_options_are_named_before_any_work(options: list[str], message: str,
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("absent/", "there is not a model folder absent/"),
-        ("./absent", "there is not a model folder ./absent"),
+        ("absent/", "there is no model folder absent/"),
+        ("./absent", "there is no model folder ./absent"),
         (".", "is not a model folder: it has no config.json"),
-        ("prose.txt", "there is not a model folder prose.txt"),
+        ("prose.txt", "there is no model folder prose.txt"),
     ],
 )
 def test_a_missing_model_is_named(given: str, message: str) -> None:
