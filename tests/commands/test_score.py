@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
-import magr_score
 from magr_score.windows import cut_windows
 
 PERPLEXITY = ("-I", "-m", "magr_score", "perplexity")
@@ -157,14 +155,6 @@ def test_the_weights_of_a_model_are_those_of_its_file(model: Path, tmp_path) -> 
     assert len(weights) == 8
     for name, weight in weights.items():
         assert torch.equal(weight, saved[f"{name}.weight"].float())
-
-
-def test_the_scorer_names_magr_gptq_in_no_import() -> None:
-    for file in Path(magr_score.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not any(name.startswith("magr_gptq") for name in names), file
 
 
 def test_stdout_is_one_json_line(model: Path, prose: Path) -> None:
