@@ -27,8 +27,8 @@ def check_model_folder(folder: Path, *, allow_pickle: bool = False, trust_remote
     if config.get("auto_map") and not trust_remote_code:
         raise InputError(
             f"{folder} brings its own Python code (auto_map in config.json), which the toolkits would run; "
-            "read that code, then give --trust-remote-code, or remove auto_map if transformers knows "
-            f"{config.get('model_type')!r} models without it"
+            "read that code, then run `magr-gptq quantize --trust-remote-code`, or remove auto_map if "
+            f"transformers knows {config.get('model_type')!r} models without it"
         )
     shards = find_shards(folder)
     if not shards:
@@ -65,7 +65,7 @@ def tensor_shapes(shard: Path) -> Iterator[tuple[str, list[int]]]:
                 yield name, tensors.get_slice(name).get_shape()
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{shard} is no complete safetensors file ({error}); copy or download it again "
+            f"{shard} is not a complete safetensors file ({error}); copy or download it again "
             "(after git clone, by `git lfs pull`)"
         ) from error
 
@@ -82,7 +82,8 @@ def _check_pickles(folder: Path, allowed: bool) -> None:
     if not allowed:
         raise InputError(
             f"the weights in {folder} are pickled ({pickles[0].name}), and such files can run code when "
-            "they are loaded; convert them to safetensors, or give --allow-pickle if you trust their source"
+            "they are loaded; convert them to safetensors, or, if you trust their source, quantize them by "
+            "`magr-gptq quantize --allow-pickle`"
         )
 
 
@@ -97,7 +98,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is no model folder: it has no {path.name}") from error
+        raise InputError(f"{path.parent} is not a model folder: it has no {path.name}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
     return content

@@ -136,7 +136,7 @@ def _read_hub(source: str, split: str) -> str:
         from datasets import load_dataset
     except ImportError as error:
         raise InputError(
-            f"{source!r} is no local file, and loading it as a dataset needs `pip install datasets`; "
+            f"{source!r} is not a local file, and loading it as a dataset needs `pip install datasets`; "
             "a local .txt file needs nothing"
         ) from error
     try:
@@ -150,7 +150,7 @@ def _read_hub(source: str, split: str) -> str:
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{source!r} is no local file, and the dataset {known.path} ({split}) could not be loaded: "
+            f"{source!r} is not a local file, and the dataset {known.path} ({split}) could not be loaded: "
             f"{first_line}. Without a network, give a local .txt, .jsonl or .parquet file instead, "
             f"for example --calibration {source.split('/')[-1]}.txt"
         ) from error

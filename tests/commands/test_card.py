@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import yaml
 from places import ROOT
 
 from magr_gptq.app.quantizing.card import CITATION, model_card
+from magr_gptq.app.quantizing.engines import ENGINES, LOADING
 from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.toolkits import TOOLKITS
+from magr_score.loaders import LOADERS
 
 JOB = Job("some/Model-1B", "/home/me/out", "/home/me/prose.txt", bits=3, group_size=64, samples=5, seed=7)
 LAYERS = [
@@ -73,6 +77,15 @@ def test_a_local_model_is_no_hub_id_and_no_path_gets_out() -> None:
 )
 def test_everything_is_said(line: str) -> None:
     assert line in model_card(JOB, OUTCOME)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_is_one_entry_of_one_table(name: str) -> None:
+    engine = ENGINES[name]
+    assert engine.toolkit in TOOLKITS
+    assert find_spec(engine.module)
+    assert engine.loader in LOADERS
+    assert set(engine.loaders) <= set(LOADING)
 
 
 def test_loading_is_shown_for_toolkits_that_can() -> None:

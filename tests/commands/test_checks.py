@@ -63,20 +63,20 @@ BAD_MODELS = {
     "no config": (lambda f: (f / "config.json").unlink(), "it has no config.json"),
     "config cut short": (lambda f: bad_models.truncate(f / "config.json"), "cannot be read as JSON"),
     "no weights": (lambda f: (f / SINGLE).unlink(), "has no weights: neither model.safetensors nor"),
-    "weights cut short": (lambda f: bad_models.truncate(f / SINGLE), "is no complete safetensors file"),
-    "weights empty": (lambda f: (f / SINGLE).write_bytes(b""), "is no complete safetensors file"),
+    "weights cut short": (lambda f: bad_models.truncate(f / SINGLE), "is not a complete safetensors file"),
+    "weights empty": (lambda f: (f / SINGLE).write_bytes(b""), "is not a complete safetensors file"),
     "weights a Git LFS pointer": (lfs_pointer, "by `git lfs pull`"),
     "shard missing": (bad_models.lose_shard, "1 files that model.safetensors.index.json names are missing"),
     "shard cut short": (
         sharded_and(lambda f: bad_models.truncate(f / "model-00002-of-00002.safetensors")),
-        "model-00002-of-00002.safetensors is no complete safetensors file",
+        "model-00002-of-00002.safetensors is not a complete safetensors file",
     ),
     "shard without a tensor": (bad_models.lose_indexed_tensor, "1 tensors that"),
     "index missing": (sharded_and(lambda f: (f / INDEX).unlink()), "but neither model.safetensors nor"),
     "index cut short": (sharded_and(lambda f: bad_models.truncate(f / INDEX)), "cannot be read as JSON"),
     "index empty": (sharded_and(lambda f: (f / INDEX).write_text("{}")), "has no weight_map"),
     "pickled": (bad_models.to_pickle, "can run code when they are loaded; convert them to safetensors"),
-    "own code": (bad_models.bring_code, "read that code, then give --trust-remote-code"),
+    "own code": (bad_models.bring_code, "read that code, then run `magr-gptq quantize --trust-remote-code`"),
     "quantized, by config": (
         lambda f: _rewrite(f / "config.json", quantization_config={"bits": 4}),
         "is quantized already; give the unquantized model",
@@ -255,6 +255,8 @@ def test_bad_input_disk_that_is_too_small(good: Path, tmp_path, monkeypatch) -> 
     monkeypatch.setattr(shutil, "disk_usage", usage_with(wanted))
     space.check_space(tmp_path / "absent" / "out", good, 4, 32)
     assert asked == [tmp_path]
+    with pytest.raises(InputError, match="the disk of"):
+        space.check_space(tmp_path / "absent" / "out", good, 4, 32, copies=2)
     monkeypatch.setattr(shutil, "disk_usage", usage_with(wanted - 1))
     with pytest.raises(InputError, match=r"needs about 0\.0. GB, and the disk of .* has 0\.0. GB left"):
         space.check_space(tmp_path / "absent" / "out", good, 4, 32)

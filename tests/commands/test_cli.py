@@ -74,7 +74,7 @@ def test_bad_options_are_named_before_any_work(options: list[str], message: str,
     [
         ("absent/", "there is no model folder absent/"),
         ("./absent", "there is no model folder ./absent"),
-        (".", "is no model folder: it has no config.json"),
+        (".", "is not a model folder: it has no config.json"),
         ("prose.txt", "there is no model folder prose.txt"),
     ],
 )

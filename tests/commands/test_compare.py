@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import bad_models
 import psutil
 import pytest
 from command_line import hear_interrupts
@@ -116,6 +117,39 @@ def test_a_model_and_texts_are_needed(model: str) -> None:
     assert (
         "both --calibration and --evaluate" in call("compare", model, "--out", "out", "--engine", ENGINE)[1]
     )
+
+
+def test_a_model_from_the_hub_is_checked_before_any_work(model: str, fake, monkeypatch) -> None:
+    downloaded = bad_models.broken(Path(model), Path("hub"), lambda f: (f / "model.safetensors").unlink())
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(downloaded))
+    code, output = call(*arguments("some/model"))
+    assert code == 2
+    assert "has no weights" in output
+    assert not Path("out").exists()
+
+
+def test_pickled_weights_are_refused_with_what_this_command_can_do(model: str, fake) -> None:
+    folder = bad_models.broken(Path(model), Path("pickled"), bad_models.to_pickle)
+    code, output = call(*arguments(folder))
+    assert code == 2
+    assert "convert them to safetensors" in output
+    assert "`magr-gptq quantize --allow-pickle`" in output
+
+
+def test_a_system_without_file_locks_gets_a_message_from_compare_alone(model: str, fake, monkeypatch) -> None:
+    # as on Windows
+    code = "import sys; sys.modules['fcntl'] = None; from magr_gptq.app.cli.app import app; app(['--help'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    code, output = call(*arguments(model))
+    assert code == 2
+    assert "run it on Linux, macOS or WSL" in output
+
+
+def test_what_goes_on_is_written_line_by_line_where_no_bar_can_move(model: str, fake) -> None:
+    output = call(*arguments(model, "--bits", "2"))[1]
+    assert "gptq-w2-g128-prose-seed0: working" in output
+    assert "working" not in call(*arguments(model, "--bits", "2", "--force", "--quiet"))[1]
 
 
 def test_a_folder_with_other_files_is_spared(model: str, fake) -> None:

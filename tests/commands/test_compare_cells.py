@@ -57,7 +57,7 @@ def test_infinity_and_nan_are_null_in_the_file(store: Store) -> None:
 def test_a_damaged_record_is_named(store: Store) -> None:
     store.save(GPTQ, SETTINGS, {})
     store.path(GPTQ).write_text('{"cell": ')
-    with pytest.raises(InputError, match=r"gptq-w3-g128-prose-seed1\.json is no record"):
+    with pytest.raises(InputError, match=r"gptq-w3-g128-prose-seed1\.json is not a record"):
         store.load(GPTQ)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -215,7 +217,7 @@ def test_models_and_texts_that_cannot_be_used_are_named(folders) -> None:
     (copy / "model.safetensors").write_bytes(b"not safetensors")
     code, output = inspect(copy)
     assert code == 2
-    assert "is no complete safetensors file" in output
+    assert "is not a complete safetensors file" in output
 
 
 @pytest.mark.parametrize(
@@ -279,6 +281,16 @@ def test_the_terminal_shows_every_layer_and_every_width(folders) -> None:
         assert f"{bits} bits: mean predicted loss" in output
     assert "it is not the model's perplexity" in " ".join(output.split())
     assert "fewer tokens" not in output
+
+
+def test_nothing_but_the_result_is_printed(folders) -> None:
+    code = "from magr_gptq.app.cli.app import app; app()"
+    options = ["--calibration", "prose.txt", "--samples", "4", "--seqlen", "64", "--bits", "4"]
+    command = [sys.executable, "-c", code, "inspect", str(folders["llama"]), *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "Predicted loss is" in done.stdout
 
 
 def test_the_seqlen_is_lowered_to_the_models_limit(folders) -> None:

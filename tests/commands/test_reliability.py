@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import bad_models
@@ -97,7 +98,7 @@ def own_architecture(folder: Path) -> None:
 def test_bad_input_architecture_that_the_toolkit_lacks(worker, tmp_path) -> None:
     shape = {"hidden_size": 64, "num_hidden_layers": 1}
     mamba = bad_models.save_tiny("mamba", tmp_path / "mamba", **shape)
-    with pytest.raises(InputError, match="no 'mamba' models"):
+    with pytest.raises(InputError, match=r"does not (know|list) 'mamba' models"):
         worker.quantize(job(mamba), listen=lambda _: None)
 
 
@@ -113,6 +114,14 @@ def test_bad_input_disk_smaller_than_the_checkpoint(worker, model: Path, tmp_pat
     folder = bad_models.broken(model, tmp_path / "giant", lambda f: bad_models.sparse_giant(f, size))
     with pytest.raises(InputError, match=r"the checkpoint needs about .* GB, and the disk of"):
         worker.quantize(job(folder), listen=lambda _: None)
+
+
+@pytest.mark.skipif(ENGINE != "gptqmodel", reason="AutoGPTQ takes windows of any length")
+def test_bad_input_windows_that_the_toolkit_would_leave_out(worker, model: Path) -> None:
+    with pytest.raises(InputError, match=r"fewer than 11 tokens, and these have 10; give a larger --seqlen"):
+        worker.quantize(replace(job(model), seqlen=10), listen=lambda _: None)
+    shortest = worker.quantize(replace(job(model), seqlen=11), listen=lambda _: None)
+    assert shortest.totals["layers"] == 7
 
 
 @pytest.mark.parametrize("switch", ["--magr", "--no-magr"])
@@ -140,6 +149,8 @@ def test_without_strict_the_same_run_succeeds(mixture: Path, worker, monkeypatch
     code, output = quantize(mixture, *OPTIONS)
     assert code == 0
     assert "Warning" in output
+    told = [line for line in output.splitlines() if line.endswith("layers quantized")]
+    assert told == ["0 of 1 layers quantized", "1 of 1 layers quantized"]
 
 
 def test_pickled_weights_are_quantized_where_allowed(worker, model: Path, tmp_path, monkeypatch) -> None:
@@ -205,6 +216,8 @@ def test_fault(number: int, moment: str, status: int, left: set[str], model: Pat
     assert "Traceback" not in output
     assert gone(workers)
     if number == signal.SIGKILL:
+        # it was written while the work went on
+        assert "loading the model\n0 of 1 layers quantized" in output
         log = Path("out.quantize.log").read_text()
         assert "the calling process is gone" in log
         assert "BrokenPipeError" not in log, "it went on to the end of the layer"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from comparisons import PROFILE, UNQUANTIZED, cell, comparison
+from rich.console import Console
 
 pytest.importorskip("matplotlib")
 
+from magr_gptq.app.comparing import table
 from magr_gptq.app.comparing.report import Facts, write_report
+from magr_gptq.app.comparing.results import perplexity_tables
 
 pytestmark = pytest.mark.environments("modern")
 
@@ -145,6 +149,21 @@ def test_what_was_given_is_escaped(tmp_path) -> None:
     assert "&lt;script&gt;alert(1)" in html
     assert "<b>model" not in html
     assert "No verdict" in html
+
+
+def test_a_text_may_have_any_name(tmp_path) -> None:
+    name = r"x$\frac$y [/b] <b>"
+    records = comparison(bits=(2,), seeds=1)
+    for record in records.values():
+        if "scores" in record:
+            record["scores"] = {name: record["scores"]["prose"]}
+    write_report(tmp_path, records, facts())
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert r"x$\frac$y [/b] &lt;b&gt;" in html
+    assert (tmp_path / "figures" / "perplexity-x-frac-y-b-b-.png").exists()
+    console = Console(file=StringIO(), width=120)
+    console.print(table.terminal(perplexity_tables(records, {})[0]))
+    assert name in console.file.getvalue()
 
 
 def test_the_same_tensors_are_claimed_only_where_they_are(tmp_path) -> None:

@@ -15,13 +15,14 @@ from bad_models import save_tiny
 from problems import hessian_of, weight_of
 from seams import orders_given
 from short_memory import CALLS, end_memory
-from tiny import save_tiny_model
+from tiny import calibration_rows, save_tiny_model
+from transformers import AutoConfig
 
 import magr_gptq
 
 pytest.importorskip("gptqmodel")
 
-from gptqmodel import QuantizeConfig
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.quantization import config as config_module
 from gptqmodel.quantization.config import HessianConfig, TensorParallelPadderConfig
 from gptqmodel.quantization.gptq import GPTQ
@@ -456,3 +457,38 @@ def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
         config = engine._quantize_config(job)
     assert (config.mse, config.damp_percent, config.act_group_aware) == (2.0, 0.02, False)
     assert config.magr == magr_gptq.MagRConfig()
+
+
+def test_finished_layers_wait_inside_the_output_folder_and_leave_no_trace(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    # what is done on a GPU, on a CPU
+    monkeypatch.setattr(
+        engine,
+        "_load",
+        lambda job, *_: GPTQModel.load(
+            job.model,
+            engine._quantize_config(job, device="cpu", **engine._offloading(job)),
+            backend=BACKEND.TORCH,
+            dtype=torch.float16,
+        ),
+    )
+    monkeypatch.setattr(engine, "_parameters_to", lambda *_: None)
+    out = tmp_path / "out"
+    job = Job(str(tiny["llama"]), str(out), "text", bits=4, group_size=32, magr=None)
+    seen = []
+    with magr_gptq.enabled("gptqmodel"):
+        engine.quantize(
+            job,
+            AutoConfig.from_pretrained(job.model),
+            calibration_rows().tolist(),
+            8,
+            lambda _: seen.append([path.name for path in (out / engine.OFFLOAD).iterdir()]),
+        )
+    assert any("q_proj" in name for name in seen[-1])
+    assert not (out / engine.OFFLOAD).exists()
+    for name in ("config.json", "quantize_config.json"):
+        assert str(tmp_path) not in (out / name).read_text()
+    loaded = GPTQModel.load(str(out), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+    with torch.no_grad():
+        assert loaded.model(calibration_rows(1)).logits.isfinite().all()

@@ -10,11 +10,6 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.console import (
-    console,
-    errors_shown,
-    make_folder,
-)
 from magr_gptq.app.cli.options import EngineName
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.comparing.comparison import LOGS, Comparison, Request, owned
@@ -23,6 +18,11 @@ from magr_gptq.app.comparing.plan import Grid
 from magr_gptq.app.comparing.progress import Watcher
 from magr_gptq.app.comparing.recipe import Recipe, load_recipe
 from magr_gptq.app.comparing.run import run_cells
+from magr_gptq.app.console import (
+    console,
+    errors_shown,
+    make_folder,
+)
 from magr_gptq.app.inputs import find_model, local_folder
 from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, find_engine
 from magr_gptq.errors import InputError

@@ -1,4 +1,4 @@
-"""`magr-gptq demo`: plain GPTQ beside GPTQ with MagR, on a small Llama that the package ships."""
+"""`magr-gptq demo`: plain GPTQ and GPTQ with MagR, on a small Llama that the package ships."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from magr_gptq.app.cli.console import (
+from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.console import (
     console,
     errors_shown,
     make_folder,
     progress_bars,
+    show_event,
     show_warning,
 )
-from magr_gptq.app.cli.quantize import check_grid, show_event
 from magr_gptq.app.inputs import find_model, local_folder
 from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, find_engine
 from magr_gptq.app.quantizing.job import Job
@@ -140,9 +141,7 @@ def quantize(job: Job, name: str, worker: Worker, bars: Progress, step: TaskID) 
     """Quantize and save; the seconds that the toolkit took."""
     bars.reset(step, description=name, total=None)
     with output_folder(Path(job.out)) as unfinished:
-        outcome = worker.quantize(
-            replace(job, out=str(unfinished)), partial(show_event, bars, step, f"{name}: ")
-        )
+        outcome = worker.quantize(replace(job, out=str(unfinished)), partial(show_event, bars, step, name))
     if outcome.warning:
         show_warning(f"{name}, not as intended: {outcome.warning}")
     return outcome.seconds

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import typer
 from rich.markup import escape
 
-from magr_gptq.app.cli.console import console
+from magr_gptq.app.console import console, output_hidden
 from magr_gptq.toolkits import TOOLKITS, SeamError, enabled, installed
 
 
@@ -39,7 +33,7 @@ def show_toolkit(name: str) -> bool:
     mark = "verified" if known else f"not verified; the tests ran with {verified}"
     console.print(f"\n[bold]{name} {toolkit.version}[/] ({mark})")
     try:
-        with _output_hidden(), enabled(name) as symbols:
+        with output_hidden(), enabled(name) as symbols:
             pass
     except SeamError as error:
         console.print(f"  [red]enable() refuses:[/] {escape(str(error))}")
@@ -58,20 +52,3 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return "no GPU: everything runs on the CPU"
     return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-
-
-@contextmanager
-def _output_hidden() -> Iterator[None]:
-    """Importing a toolkit prints banners, some of them past sys.stdout."""
-    console.file.flush()
-    kept = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            for descriptor, number in zip(kept, (1, 2), strict=True):
-                os.dup2(descriptor, number)
-                os.close(descriptor)

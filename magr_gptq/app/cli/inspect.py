@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.console import console, errors_shown, progress_bars
 from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
 from magr_gptq.app.inputs import find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
 from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
@@ -58,12 +58,14 @@ def inspect(
             raise InputError(
                 "inspect runs the model in transformers, which is missing; pip install transformers"
             )
-        folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        files = read_model(folder, trust_remote_code)
-        windows = torch.tensor(files.windows(source, samples=samples, seqlen=seqlen, seed=seed))
+        with output_hidden():
+            folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+            files = read_model(folder, trust_remote_code)
+            windows = torch.tensor(files.windows(source, samples=samples, seqlen=seqlen, seed=seed))
+            loaded = load_model(folder, trust_remote_code)
         if windows.shape[1] < seqlen:
             console.print(f"Windows of {windows.shape[1]} tokens: the model takes no more than that.")
-        layers = forecast_model(load_model(folder, trust_remote_code), windows, widths, group_size)
+        layers = forecast_model(loaded, windows, widths, group_size)
         show(layers)
         if json_file:
             asked = {
@@ -131,7 +133,7 @@ def forecast_model(
                     found[layer.name] = layer
                     bars.advance(solved)
     if not found:
-        raise InputError(f"{model.name_or_path} has no linear layer below its head that a token reached")
+        raise InputError(f"{model.name_or_path} has not one linear layer below its head that a token reached")
     for name in layers.keys() - found.keys():
         shape = tuple(hessians.matrix_of(layers[name]).shape)
         found[name] = LayerForecast(name, shape, 0, skipped="no token reached it")

@@ -11,16 +11,16 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress, TaskID
 
-from magr_gptq.app.cli.console import (
+from magr_gptq.app.cli.options import AllowPickle, EngineName, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.console import (
     STRICT,
     console,
     errors_shown,
     progress_bars,
+    show_event,
     show_warning,
 )
-from magr_gptq.app.cli.options import AllowPickle, EngineName, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.app.inputs import find_model
 from magr_gptq.app.quantizing.card import model_card
 from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, LOADING, find_engine
@@ -164,16 +164,6 @@ def _run_under_bar(job: Job, log: Path) -> Outcome:
     with progress_bars() as bars, Worker(log) as worker:
         bar = bars.add_task("starting", total=None)
         return worker.quantize(job, partial(show_event, bars, bar, ""))
-
-
-def show_event(bars: Progress, bar: TaskID, prefix: str, event: dict[str, Any]) -> None:
-    """Move the bar to where the worker says it is."""
-    if "text" in event:
-        bars.update(bar, description=prefix + event["text"])
-    else:
-        bars.update(
-            bar, description=prefix + "quantizing layers", completed=event["done"], total=event["total"]
-        )
 
 
 def show(job: Job, outcome: Outcome) -> None:

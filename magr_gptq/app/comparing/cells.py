@@ -63,7 +63,7 @@ class Store:
         try:
             record: Record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} is no record of a comparison: {error}; remove it") from error
+            raise InputError(f"{path} is not a record of a comparison: {error}; remove it") from error
         return record
 
     def finished(self, cell: Cell, settings: Record) -> bool:

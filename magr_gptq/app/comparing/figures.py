@@ -72,7 +72,8 @@ class Drawing:
 def _panel(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=PANEL, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title)
+    # a text's name may hold what would be a formula
+    axes.set_title(title, parse_math=False)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     return figure, axes

@@ -61,7 +61,7 @@ class Plan:
         return self.tasks if cell.calibration in ("", next(iter(self.calibrations))) else []
 
     def settings(self, cell: Cell) -> dict[str, Any]:
-        """All that the cell's results depend on, beside the cell itself and versions."""
+        """All that the cell's results depend on, apart from the cell itself and versions."""
         texts = self.texts_for(cell)
         same = {"model": self.name, "seqlen": self.seqlen, "samples": self.samples}
         if cell.method == PROFILE:

@@ -20,6 +20,7 @@ from rich.progress import (
 
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
 from magr_gptq.app.comparing.formats import decimal, nats
+from magr_gptq.app.console import show_event
 
 
 class Watcher:
@@ -45,15 +46,10 @@ class Watcher:
 
     def progress(self, lane: int, event: dict[str, Any]) -> None:
         """Move the lane's bar, or start it again for another stage."""
-        name = escape(self._cells[lane].name)
+        name = self._cells[lane].name
         if "text" in event:
-            self._write(f"{self._cells[lane].name}: {event['text']}")
-            self.bars.reset(self._lanes[lane], description=f"{name}: {escape(event['text'])}", total=None)
-        else:
-            self.bars.update(
-                self._lanes[lane], description=f"{name}: quantizing layers",
-                completed=event["done"], total=event["total"],
-            )  # fmt: skip
+            self._write(f"{name}: {event['text']}")
+        show_event(self.bars, self._lanes[lane], name, event)
 
     def finished(self, lane: int, cell: Cell, record: Record) -> None:
         """Count the cell, and say what came of it."""

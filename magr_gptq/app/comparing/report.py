@@ -1,4 +1,4 @@
-"""The report: one HTML file that asks nothing of the network, beside CSV, Markdown, JSON and figures."""
+"""The report: one HTML file that asks nothing of the network, with CSV, Markdown, JSON and figures."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Sequence
 from io import StringIO
 
+from rich.markup import escape
 from rich.table import Table as Shown
 
 from magr_gptq.app.comparing.cells import UNQUANTIZED
@@ -46,7 +47,9 @@ def has_paper(table: Table) -> bool:
 
 def terminal(table: Table) -> Shown:
     """For a rich console."""
-    shown = Shown(title=f"{table.name}: {HEADINGS[table.quantity]}{_unquantized(table, ', unquantized {}')}")
+    shown = Shown(
+        title=f"{escape(table.name)}: {HEADINGS[table.quantity]}{_unquantized(table, ', unquantized {}')}"
+    )
     shown.add_column("")
     shown.add_column("method")
     for heading in headings(table):

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from magr_gptq.app.cli.console import console
+from magr_gptq.app.console import console
 from magr_gptq.app.inspecting.forecast import Forecast, LayerForecast, spread
 
 

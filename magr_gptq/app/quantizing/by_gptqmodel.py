@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +19,8 @@ from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report, quantized_layers, refuse_shared
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.report import RunReport
+
+OFFLOAD = ".offload"
 
 
 def quantize(
@@ -36,6 +41,7 @@ def quantize(
     if not on_gpu:
         _parameters_to(model.model, dtype)
     model.save(job.out)
+    _forget_offload(Path(job.out))
     return seconds, _report(job, model)
 
 
@@ -47,7 +53,7 @@ def _load(job: Job, config: Any, dtype: torch.dtype, on_gpu: bool) -> Any:
             raise
         # GPTQModel looks for the layers of models that it doesn't list
         raise InputError(
-            f"gptqmodel lists no {config.model_type!r} models, and found no layers to quantize in this one; "
+            f"gptqmodel does not list {config.model_type!r} models, and found no layers in this one; "
             "its documentation has those that it can quantize"
         ) from error
 
@@ -72,8 +78,9 @@ def _why(row: dict[str, Any]) -> str:
 
 
 def _load_on_gpu(job: Job, dtype: torch.dtype) -> Any:
+    config = _quantize_config(job, **_offloading(job))
     return GPTQModel.load(
-        job.model, quantize_config=_quantize_config(job), dtype=dtype, trust_remote_code=job.trust_remote_code
+        job.model, quantize_config=config, dtype=dtype, trust_remote_code=job.trust_remote_code
     )
 
 
@@ -84,6 +91,22 @@ def _load_on_cpu(job: Job) -> Any:
         job.model, quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float32,
         trust_remote_code=job.trust_remote_code,
     )  # fmt: skip
+
+
+def _offloading(job: Job) -> dict[str, Any]:
+    """Finished layers wait on disk: where space was checked, and where a killed run is looked for."""
+    return {"offload_to_disk": True, "offload_to_disk_path": str(Path(job.out, OFFLOAD))}
+
+
+def _forget_offload(folder: Path) -> None:
+    """Remove what lay there for the toolkit's work, and its path from the saved configs."""
+    if not (folder / OFFLOAD).is_dir():
+        return
+    shutil.rmtree(folder / OFFLOAD)
+    for name in ("quantize_config.json", "config.json"):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content.get("quantization_config", content).get("meta", {}).pop("offload_to_disk_path", None)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _quantize_config(job: Job, **options: Any) -> Any:

@@ -13,11 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from magr_gptq.app.inputs import local_folder, read_model
 from magr_gptq.app.processes import serve
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.space import check_space
+from magr_gptq.errors import InputError
 from magr_gptq.toolkits import enabled
 from magr_gptq.toolkits.report import RunReport
 from magr_score.process import Tell
@@ -30,10 +33,13 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     job = Job(**request)
     tell("stage", text="checking the model")
     folder = local_folder(job.model, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code)
-    check_space(Path(job.out), folder, job.bits, job.group_size)
+    # on a GPU finished layers are kept on disk until they are saved
+    copies = 2 if torch.cuda.is_available() else 1
+    check_space(Path(job.out), folder, job.bits, job.group_size, copies)
     model = read_model(folder, job.trust_remote_code)
     tell("stage", text="reading the calibration text")
     windows = model.windows(job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed)
+    _check_length(job.engine, len(windows[0]))
     seconds, report = _quantize(replace(job, model=str(folder)), model.config, windows, tell)
     if not Path(job.out, "tokenizer_config.json").exists():
         # GPTQModel saves it by itself, under a class name that older transformers know
@@ -42,6 +48,16 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     # stderr is the run's log
     print(json.dumps(outcome.totals, indent=1), outcome.warning or "", sep="\n", file=sys.stderr)
     return asdict(outcome)
+
+
+def _check_length(engine: str, tokens: int) -> None:
+    """InputError where the toolkit would leave out every window."""
+    least = ENGINES[engine].least_tokens
+    if tokens < least:
+        raise InputError(
+            f"{engine} leaves out calibration windows of fewer than {least} tokens, and these have {tokens}; "
+            "give a larger --seqlen, or a model that takes longer texts"
+        )
 
 
 def _quantize(job: Job, config: Any, windows: list[list[int]], tell: Tell) -> tuple[float, RunReport]:

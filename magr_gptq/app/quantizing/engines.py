@@ -20,11 +20,13 @@ class Engine:
     toolkit: its name in `magr_gptq.toolkits`, and its distribution's extra without hyphens.
     module: has `quantize(job, config, windows, batch_size, progress)`, as `by_gptqmodel` has it.
     loaders: what loads the checkpoints, of `LOADING` and of `magr_score`; the first one scores them.
+    least_tokens: the toolkit leaves out calibration windows that are shorter.
     """
 
     toolkit: str
     module: str
     loaders: tuple[str, ...]
+    least_tokens: int = 1
 
     @property
     def loader(self) -> str:
@@ -48,6 +50,7 @@ ENGINES = {
         toolkit="gptqmodel",
         module="magr_gptq.app.quantizing.by_gptqmodel",
         loaders=("gptqmodel", "transformers", "auto-gptq"),
+        least_tokens=11,
     ),
     "auto-gptq": Engine(
         toolkit="auto-gptq",

@@ -20,7 +20,7 @@ class PublishError(RuntimeError):
 
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside `out` to write to; `out` itself once the block has succeeded.
+    """A hidden folder next to `out` to write to; `out` itself once the block has succeeded.
 
     Where the block fails, nothing is left. A killed process leaves the hidden folder: `leftovers`.
 
@@ -52,7 +52,7 @@ def output_folder(out: Path) -> Iterator[Path]:
 
 
 def check_output(out: Path) -> None:
-    """InputError where `out` is no new or empty folder in an existing one."""
+    """InputError where `out` is not a new or empty folder in an existing one."""
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"the output folder {out} is not empty; name another --out, or empty it first")
     if out.exists() and not out.is_dir():
@@ -67,7 +67,7 @@ def leftovers(out: Path) -> list[Path]:
 
 
 def _flush(folder: Path) -> None:
-    """To the disk, lest a power cut after the renaming leave empty files."""
+    """To the disk: a power cut after the renaming would leave empty files."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("r+b") as opened:

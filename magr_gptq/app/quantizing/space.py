@@ -14,9 +14,9 @@ UNPACKED = ("embed", "wte", "wpe", "lm_head", "embed_out")
 MARGIN, EXTRA_BYTES = 1.1, 16 << 20
 
 
-def check_space(out: Path, folder: Path, bits: int, group_size: int) -> None:
-    """InputError where the packed model in `folder` would not fit on the disk of `out`."""
-    wanted = MARGIN * packed_bytes(folder, bits, group_size) + EXTRA_BYTES
+def check_space(out: Path, folder: Path, bits: int, group_size: int, copies: int = 1) -> None:
+    """InputError where so many copies of the packed model in `folder` would not fit on the disk of `out`."""
+    wanted = copies * MARGIN * packed_bytes(folder, bits, group_size) + EXTRA_BYTES
     disk = next(path for path in (out, *out.parents) if path.exists())
     free = shutil.disk_usage(disk).free
     if free < wanted:

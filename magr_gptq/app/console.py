@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -17,6 +21,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -70,12 +75,52 @@ def show_warning(text: str) -> None:
     _errors.print(Panel(escape(text), title="Warning", border_style="bold red", style="bold"))
 
 
+@contextmanager
+def output_hidden() -> Iterator[None]:
+    """Keep banners and harmless warnings of toolkits from the screen, those past sys.stdout, too."""
+    console.file.flush()
+    kept = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as sink, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            for descriptor, number in zip(kept, (1, 2), strict=True):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
 def progress_bars() -> Progress:
     """Bars with a spinner, what is going on, how many of how many, and the time."""
     return Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TimeElapsedColumn(), console=console,
     )  # fmt: skip
+
+
+def show_line(bars: Progress, line: str) -> None:
+    """Print a line where bars can't move, as in a file, so that a reader sees how far the work is."""
+    if not bars.console.is_terminal and not bars.disable:
+        bars.console.print(line, markup=False, soft_wrap=True)
+
+
+def show_event(bars: Progress, bar: TaskID, name: str, event: dict[str, Any]) -> None:
+    """Move the bar to where a worker says it is; name: what the work is on, or nothing."""
+    prefix = f"{name}: " if name else ""
+    (task,) = (task for task in bars.tasks if task.id == bar)
+    if "text" in event:
+        show_line(bars, prefix + event["text"])
+        if task.total is not None:
+            bars.reset(bar, total=None)
+        bars.update(bar, description=escape(prefix + event["text"]))
+        return
+    done, total = event["done"], event["total"]
+    # toolkits tell of a layer more than once
+    if (task.completed, task.total) != (done, total):
+        show_line(bars, f"{prefix}{done} of {total} layers quantized")
+    bars.update(bar, description=escape(prefix + "quantizing layers"), completed=done, total=total)
 
 
 def make_folder(path: Path) -> Path:
