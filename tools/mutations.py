@@ -8,6 +8,7 @@ names the first test that fails; the command fails where none does.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -96,6 +97,7 @@ MUTATIONS = [
 
 def main() -> int:
     """Run the tests on the package as it is, then on every mutant."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_into(copy)

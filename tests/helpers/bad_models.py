@@ -76,7 +76,7 @@ def lose_indexed_tensor(folder: Path) -> None:
 
 
 def bring_code(folder: Path) -> None:
-    """Code that leaves a trace in the working directory and beside itself."""
+    """Code that leaves a trace in the working directory and next to itself."""
     trace = str(folder.parent / EXECUTED)
     (folder / "own.py").write_text(
         f"open({trace!r}, 'w').close()\n"
