@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
 
-from magr_score import perplexity as score
+from magr_score.divergence import divergence
+from magr_score.perplexity import perplexity
 
 # tokens of a window
 CONTEXT = 256
@@ -38,9 +38,8 @@ class Text:
 
     def perplexity(self, model: nn.Module) -> float:
         """exp of the mean negative log-likelihood of each window's tokens after its first."""
-        return score.perplexity(model, self.rows, str(self.rows.device))
+        return perplexity(model, self.rows, str(self.rows.device))
 
     def divergence(self, model: nn.Module) -> float:
         """Mean over these tokens of KL(p ‖ q) in nats: p is the original's prediction, q that of `model`."""
-        total = kl_div(log_probabilities(model, self.rows), self.original, reduction="sum", log_target=True)
-        return float(total) / self.rows[:, 1:].numel()
+        return float(divergence(self.original, log_probabilities(model, self.rows)).mean())

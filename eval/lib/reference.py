@@ -15,7 +15,7 @@ from eval.lib.baselines import (
     ungrouped,
 )
 from magr_gptq import MagRConfig
-from magr_gptq.config import KAPPA, Candidate
+from magr_gptq.config import Candidate
 from magr_gptq.rounding.choice import choose, squared_norm
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
@@ -84,11 +84,11 @@ def _by_admm(
 
 def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
     """The layer as the default configuration quantizes it, and what of it was rounded; all in float64."""
-    config = MagRConfig()
+    plan = MagRConfig().resolve(bits, group_size)
     original, hessian = weight.double(), hessian.double()
     factor = inverse_factor(hessian)
     reduced, rounded, steps = [], [], []
-    for candidate in config.candidates(bits, group_size):
+    for candidate in plan.candidates:
         rows = _reduced(candidate, original, hessian, factor, bits, group_size)
         found, step = gptq_grid(rows, factor, bits, group_size, rows.new_tensor([candidate.factors]))
         reduced.append(rows)
@@ -97,10 +97,10 @@ def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tup
     errors, shrinkages = (
         torch.stack([squared_norm(original - some, hessian) for some in each]) for each in (rounded, reduced)
     )
-    picked, every = choose(errors, shrinkages, KAPPA), torch.arange(len(original))
+    picked, every = choose(errors, shrinkages), torch.arange(len(original))
     kept, step = torch.stack(rounded)[picked, every], torch.stack(steps)[picked, every]
     group_of = torch.arange(weight.shape[1]) // (weight.shape[1] if group_size == -1 else group_size)
-    for _ in range(config.sweeps):
+    for _ in range(plan.sweeps):
         kept, step = _fitted(kept, step, group_of, original, hessian)
         kept = _swept(kept, step[:, group_of], original, hessian, bits)
     kept, _ = _fitted(kept, step, group_of, original, hessian)
@@ -110,9 +110,9 @@ def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tup
 def _reduced(
     candidate: Candidate, original: Tensor, hessian: Tensor, factor: Tensor, bits: int, group_size: int
 ) -> Tensor:
-    if not candidate.strength:
+    if candidate.penalty is None:
         return original
-    penalty = derived_penalty(factor, bits, group_size, candidate.strength)
+    penalty = derived_penalty(factor, bits, group_size, candidate.penalty.strength)
     return minimise(original, hessian, factor, penalty)
 
 

@@ -32,8 +32,10 @@ from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss
 from eval.lib.fidelity import ALSO, CONTEXT, Text
 from magr_gptq import MagRConfig
 from magr_gptq.app.text import load_text, random_windows
-from magr_gptq.rounding.layer import Layer, Rounded
-from magr_score import perplexity as score
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import settle
+from magr_score.windows import cut_windows
 
 HIDDEN_ROWS = 16
 METHODS = ("rtn", "gptq", "magr", "reference")
@@ -107,13 +109,14 @@ class LayerQuantizer:
             return gptq_round(live, self._factor, s.bits, s.group_size), live
         if s.method == "reference":
             return reference.quantize(live, hessian, s.bits, s.group_size)
-        layer = Layer(live, hessian, bits=s.bits, group_size=s.group_size, config=MagRConfig.parse(s.magr))
-        quantized, step = gptq_grid(layer.rows, self._factor, s.bits, s.group_size, layer.factors)
+        magr = MagRConfig.parse(s.magr) or MagRConfig()
+        layer, rows = prepare(live, hessian, magr.resolve(s.bits, s.group_size))
+        quantized, step = gptq_grid(rows, self._factor, s.bits, s.group_size, layer.factors)
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size
         group_of = torch.arange(weight.shape[1]) // size
-        settled = layer.settle(Rounded(quantized, step, zero, group_of))
-        reduced = layer.rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
+        settled = settle(layer, Rounded(quantized, step, zero, group_of))
+        reduced = rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
         return settled.rounded.weight, reduced
 
 
@@ -218,7 +221,7 @@ def main() -> None:
     sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
     texts = {}
     for key, text in sources.items():
-        windows = score.cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
+        windows = cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
         texts[key] = Text.of(model, windows)
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}

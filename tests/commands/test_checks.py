@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import bad_models
@@ -14,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny import _rewrite, save_tiny_model
 from typer.testing import CliRunner
 
+from magr_gptq.app import inputs
+from magr_gptq.app.checks import PICKLES, check_model_folder, find_shards, tensor_shapes
 from magr_gptq.app.cli.app import app
-from magr_gptq.app.quantizing import loading, space
-from magr_gptq.app.quantizing.checks import PICKLES, check_model_folder, find_shards, tensor_shapes
-from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing import space
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
 
@@ -30,7 +29,7 @@ def good(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(good: Path):
     """Its config and tokenizer."""
-    return loading.load_model_files(str(good))
+    return inputs.load_model_files(str(good))
 
 
 def refused(model: object, *options: str) -> str:
@@ -119,7 +118,7 @@ def test_bad_input_output(place: str, message: str, good: Path, tmp_path, monkey
 def test_complete_folders_pass(prepare, good: Path, tmp_path, loaded) -> None:
     folder = broken(good, tmp_path / "model", prepare)
     check_model_folder(folder)
-    loading.check_all_weights(folder, loaded[0])
+    inputs.check_all_weights(folder, loaded[0])
     names = {name for shard in find_shards(folder) for name, _ in tensor_shapes(shard)}
     assert names == set(load_file(good / SINGLE))
 
@@ -127,16 +126,16 @@ def test_complete_folders_pass(prepare, good: Path, tmp_path, loaded) -> None:
 def test_pickles_and_code_pass_where_they_are_asked_for(good: Path, tmp_path, loaded) -> None:
     pickled = broken(good, tmp_path / "pickled", bad_models.to_pickle)
     check_model_folder(pickled, allow_pickle=True)
-    loading.check_all_weights(pickled, loaded[0])
+    inputs.check_all_weights(pickled, loaded[0])
     check_model_folder(broken(good, tmp_path / "code", bad_models.bring_code), trust_remote_code=True)
 
 
 def test_code_runs_only_where_it_is_trusted(good: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = broken(good, tmp_path / "model", bad_models.bring_code)
-    loading.load_model_files(str(folder), trust_remote_code=False)
+    inputs.load_model_files(str(folder), trust_remote_code=False)
     assert not (tmp_path / bad_models.EXECUTED).exists()
-    loading.load_model_files(str(folder), trust_remote_code=True)
+    inputs.load_model_files(str(folder), trust_remote_code=True)
     assert (tmp_path / bad_models.EXECUTED).exists()
 
 
@@ -164,7 +163,7 @@ BAD_WEIGHTS = {
 @pytest.mark.parametrize(("spoil", "message"), BAD_WEIGHTS.values(), ids=BAD_WEIGHTS)
 def test_bad_input_weights(spoil, message: str, good: Path, tmp_path, loaded) -> None:
     with pytest.raises(InputError, match=message):
-        loading.check_all_weights(broken(good, tmp_path / "bad", spoil), loaded[0])
+        inputs.check_all_weights(broken(good, tmp_path / "bad", spoil), loaded[0])
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -183,20 +182,20 @@ BAD_FILES = {
 @pytest.mark.parametrize(("spoil", "message"), BAD_FILES.values(), ids=BAD_FILES)
 def test_bad_input_model_files(spoil, message: str, good: Path, tmp_path) -> None:
     with pytest.raises(InputError, match=message):
-        loading.load_model_files(str(broken(good, tmp_path / "bad", spoil)))
+        inputs.load_model_files(str(broken(good, tmp_path / "bad", spoil)))
 
 
 def test_bad_input_tokenizer_of_another_model(loaded) -> None:
     config, _ = loaded
-    loading.check_vocabulary([[0, 256]], config)
+    inputs.check_vocabulary([[0, 256]], config)
     with pytest.raises(InputError, match="gives token 257, and the model knows 257"):
-        loading.check_vocabulary([[0, 257], [1, 2]], config)
+        inputs.check_vocabulary([[0, 257], [1, 2]], config)
 
 
 def test_bad_input_hub_id_without_a_network(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(InputError, match="there is no folder nobody/nothing here, and the hub gave no such"):
-        loading.local_folder(Job("nobody/nothing", "out", "prose.txt"))
+        inputs.local_folder("nobody/nothing")
 
 
 def test_a_hub_model_is_checked_like_a_folder(good: Path, tmp_path, monkeypatch) -> None:
@@ -206,11 +205,10 @@ def test_a_hub_model_is_checked_like_a_folder(good: Path, tmp_path, monkeypatch)
     (repository / "refs" / "main").write_text(revision)
     snapshot = broken(good, repository / "snapshots" / revision, bad_models.as_it_is)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    job = Job("some/model", "out", "prose.txt")
-    assert loading.local_folder(job) == snapshot
+    assert inputs.local_folder("some/model") == snapshot
     (snapshot / SINGLE).unlink()
     with pytest.raises(InputError, match="has no weights"):
-        loading.local_folder(job)
+        inputs.local_folder("some/model")
 
 
 def test_pickles_and_code_are_not_even_downloaded(good: Path, monkeypatch) -> None:
@@ -221,9 +219,8 @@ def test_pickles_and_code_are_not_even_downloaded(good: Path, monkeypatch) -> No
         return str(good)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    job = Job("some/model", "out", "prose.txt")
-    loading.local_folder(job)
-    loading.local_folder(replace(job, allow_pickle=True, trust_remote_code=True))
+    inputs.local_folder("some/model")
+    inputs.local_folder("some/model", allow_pickle=True, trust_remote_code=True)
     assert left_out[0] - left_out[1] == {"*.py", *PICKLES}
 
 

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from command_line import PROSE, call, quantize, shared
+from safetensors.torch import load_file
 from tiny import save_tiny_model
 
 from magr_gptq.app.cli import demo as demo_module
@@ -17,7 +19,6 @@ from magr_gptq.app.cli import doctor as doctor_module
 from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import SeamError, installed
-from magr_score import perplexity as score
 
 pytestmark = pytest.mark.long
 
@@ -143,12 +144,44 @@ def test_a_checkpoint_that_the_vanilla_toolkit_scores(switch: str, model: str, w
     assert yaml.safe_load(card.split("---")[1])["bits"] == 4
     # neither ./logs, nor a log, nor a hidden folder
     assert {path.name for path in Path().iterdir()} == {"prose.txt", "out"}
+    weights_are_those_that_the_file_describes(out)
     unquantized = perplexity(Path(model), "transformers")
     assert perplexity(out, installed()[0]) == pytest.approx(unquantized, rel=0.2)
 
 
+def weights_are_those_that_the_file_describes(folder: Path) -> None:
+    """What the toolkit's kernels compute with against a reading of the packed 4-bit format by hand."""
+    request = {"checkpoint": str(folder), "engine": installed()[0], "out": str(folder / "weights.pt")}
+    command = [sys.executable, "-I", "-m", "magr_score", "weights", json.dumps(request)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = torch.load(request["out"])
+    Path(request["out"]).unlink()
+    (file,) = folder.glob("*.safetensors")
+    saved = load_file(file)
+    shifts = torch.arange(0, 32, 4)
+    packed = [name.removesuffix(".qweight") for name in saved if name.endswith(".qweight")]
+    assert len(packed) == 7
+    for name in packed:
+        codes = (saved[f"{name}.qweight"][:, None] >> shifts[:, None]).flatten(0, 1) & 15
+        # AutoGPTQ's format, which both write, stores zero points less one
+        zeros = ((saved[f"{name}.qzeros"][..., None] >> shifts).flatten(1) & 15) + 1
+        groups = torch.arange(len(codes)) // 32
+        weight = saved[f"{name}.scales"].float()[groups] * (codes - zeros[groups])
+        torch.testing.assert_close(found[name].float(), weight.T, rtol=1e-3, atol=0)
+
+
 def perplexity(folder: Path, engine: str) -> float:
-    command = [sys.executable, "-I", score.__file__, str(folder), "prose.txt", "--engine", engine]
+    command = [
+        sys.executable,
+        "-I",
+        "-m",
+        "magr_score",
+        "perplexity",
+        str(folder),
+        "prose.txt",
+        "--engine",
+        engine,
+    ]
     done = subprocess.run([*command, "--seqlen", "64"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)["perplexity"]

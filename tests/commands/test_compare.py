@@ -130,7 +130,7 @@ def test_everything_is_written_once_and_nothing_is_redone(model: str, fake) -> N
     options = ["--bits", "3,2", "--group-size", "-1", "--seeds", "2"]
     code, output = call(*arguments(model, *options))
     assert code == 0, output
-    assert "Turn MagR on: it lowers perplexity in 2 of 2" in output
+    assert "Turn MagR on: it lowers divergence from the unquantized model in 2 of 2" in output
     assert perplexities()["magr-w2-prose-seed1"] == 26.1
     assert {path.name for path in Path("out").iterdir()} == {
         ".lock", "cells", "texts", "logs", "figures", "compare.log",
@@ -169,7 +169,7 @@ def test_a_lane_that_dies_fails_one_cell_only(model: str, fake, monkeypatch) -> 
     monkeypatch.setenv("FAKE_CRASH", "1")
     assert call(*arguments(model, "--bits", "3,2", "--methods", "gptq"))[0] == 1
     error = json.loads(Path("out", "cells", "gptq-w3-g128-prose-seed0.json").read_text())["error"]
-    assert "ended with status -9" in error
+    assert "ended with exit status -9" in error
     assert set(perplexities()) == {"unquantized", "gptq-w2-g128-prose-seed0"}
     monkeypatch.delenv("FAKE_CRASH")
     assert call(*arguments(model, "--bits", "3,2", "--methods", "gptq"))[0] == 0
@@ -294,6 +294,8 @@ def test_a_real_run_killed_in_the_middle_of_a_cell(model: str) -> None:
     assert gptq["checkpoint"]["layout"] == magr["checkpoint"]["layout"]
     assert gptq["checkpoint"]["tensor_bytes"] == magr["checkpoint"]["tensor_bytes"]
     assert gptq["scores"]["prose"]["perplexity"] != magr["scores"]["prose"]["perplexity"]
+    assert 0 < magr["scores"]["prose"]["divergence"] != gptq["scores"]["prose"]["divergence"] > 0
+    assert "Divergence from the unquantized model" in Path("out", "report.html").read_text()
     assert len(gptq["layer_errors"]) == len(magr["layer_errors"]) == 7
     assert all(0 < error < 1 for error in magr["layer_errors"].values())
     assert gptq["inference"]["tokens_per_second"] > 0

@@ -14,6 +14,7 @@ from magr_gptq.app.comparing.formats import decimal, duration, signed, size
 from magr_gptq.app.comparing.results import (
     accuracy_tables,
     costs,
+    divergence_tables,
     failures,
     layer_errors,
     perplexity_tables,
@@ -48,7 +49,7 @@ def test_what_is_not_finite_is_counted_and_not_averaged() -> None:
     (found,) = perplexity_tables(records, {})
     row = next(row for row in found.rows if row.method == "gptq")
     assert (row.mean, row.spread, row.failed) == (36.0, None, 1)
-    assert table.entries(row)[0] == "36.00 (1 not finite)"
+    assert table.entries(found, row)[0] == "36.00 (1 not finite)"
 
 
 def test_failed_cells_stand_apart() -> None:
@@ -107,6 +108,45 @@ def test_the_verdict(gptq, magr, kind: str, words: str) -> None:
     verdict = judge(perplexity_tables(records, {}))
     assert verdict.kind == kind
     assert words in verdict.sentence
+
+
+def by_hand(perplexity: dict[str, float], divergence: dict[str, float]):
+    """The verdict on one cell each of gptq and magr at 2 bits."""
+    records = {Cell(UNQUANTIZED): scored(20.0, divergence=0.0)}
+    for method in ("gptq", "magr"):
+        records[cell(method, 2)] = scored(perplexity[method], divergence=divergence[method])
+    return judge(perplexity_tables(records, {}), divergence_tables(records))
+
+
+def test_the_verdict_follows_the_divergence_and_says_so_where_perplexity_differs() -> None:
+    found = by_hand({"gptq": 25.9, "magr": 26.1}, {"gptq": 0.04, "magr": 0.03})
+    assert found.kind == "better"
+    assert found.sentence.startswith(
+        "Turn MagR on: it lowers divergence from the unquantized model in 1 of 1"
+    )
+    assert "most at W2 on prose: 0.0400 → 0.0300, 25 % of what GPTQ loses." in found.sentence
+    assert (
+        "Perplexity says the opposite at W2 on prose (25.90 → 26.10). The verdict follows" in found.sentence
+    )
+    found = by_hand({"gptq": 26.1, "magr": 25.9}, {"gptq": 0.03, "magr": 0.04})
+    assert found.kind == "worse"
+    assert "Perplexity says the opposite at W2 on prose (26.10 → 25.90)" in found.sentence
+    found = by_hand({"gptq": 26.1, "magr": 25.9}, {"gptq": 0.04, "magr": 0.03})
+    assert "Perplexity falls in 1 of 1." in found.sentence
+    assert "opposite" not in found.sentence
+
+
+def test_divergence_has_rows_of_its_own_and_all_of_it_is_added() -> None:
+    (found,) = divergence_tables(comparison(bits=(2,)))
+    assert (found.quantity, found.name, found.unquantized) == ("divergence", "prose", 0.0)
+    row = found.rows[-1]
+    assert (row.mean, row.over) == (pytest.approx(0.061), pytest.approx(0.061))
+    assert row.closed == pytest.approx(100 * 0.1 / 0.161)
+    assert "| W2 | GPTQ + MagR | 0.0610 ± 0.0010 | −0.1000 | 62 % |" in table.markdown([found])
+    rows = list(csv.DictReader(StringIO(table.comma_separated([found]))))
+    assert {row["quantity"] for row in rows} == {"divergence"}
+    # records of an earlier release
+    assert divergence_tables({Cell(UNQUANTIZED): scored(20.0), cell("gptq", 2): scored(30.0)}) == []
 
 
 def test_the_paper_speaks_for_magr_only_where_the_default_is_missing() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import save_tiny_model
 
-from magr_gptq.app.comparing.measure import zero_shot
-from magr_gptq.app.quantizing.worker import EngineError
+from magr_gptq.app.scoring import zero_shot
+from magr_gptq.errors import InputError
 
 NEEDS_LM_EVAL = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: pip install 'lm-eval>=0.4.13'"
@@ -75,8 +75,38 @@ def by_hand(model: Path) -> float:
     return hits / 8
 
 
+def test_log_likelihoods_of_16_bits_are_summed_in_32(task: Path, tmp_path, monkeypatch) -> None:
+    import torch
+    from lm_eval import evaluator
+    from lm_eval.api.instance import Instance
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from magr_score import loaders, zero_shot
+
+    folder = save_tiny_model("llama", tmp_path / "model")
+    network = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()
+    monkeypatch.setitem(zero_shot.LOADERS, "transformers", loaders.Loader(lambda *_: network, "transformers"))
+    seen = []
+
+    def keep(lm, **_):
+        seen.append(lm)
+        return {"results": {}}
+
+    monkeypatch.setattr(evaluator, "evaluate", keep)
+    zero_shot.accuracies({"tasks": [str(task)], "checkpoint": str(folder), "engine": "transformers"})
+    words = "p is " + "abcdefgh" * 60
+    ((found, _),) = seen[0].loglikelihood([Instance("loglikelihood", {}, ("p is ", words[5:]), 0)])
+    tokens = AutoTokenizer.from_pretrained(folder)(words, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        scores = network(tokens).logits.double().log_softmax(-1)[0, :-1]
+    wanted = float(scores.gather(1, tokens[0, 1:, None])[4:].sum())
+    # at this size bfloat16 has steps of 16
+    assert wanted < -2048
+    assert found == pytest.approx(wanted, abs=0.1)
+
+
 def test_a_missing_dataset_and_an_unknown_task_are_named(task: Path, tmp_path) -> None:
-    with pytest.raises(EngineError, match=r"dataset of task 'arc_easy' is not in the local cache"):
+    with pytest.raises(InputError, match=r"dataset of task 'arc_easy' is not in the local cache"):
         zero_shot(["arc_easy"], tmp_path / "log")
-    with pytest.raises(EngineError, match=r"lm-eval 0\.4\.\d+ has no task 'arc_eazy'"):
+    with pytest.raises(InputError, match=r"lm-eval 0\.4\.\d+ has no task 'arc_eazy'"):
         zero_shot(["arc_eazy"], tmp_path / "log")

@@ -167,7 +167,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_bad_options_are_named_before_any_work(options: list[str], message: str, monkeypatch) -> None:
-    monkeypatch.setattr(inspect_module, "prepare", pytest.fail)
+    monkeypatch.setattr(inspect_module, "read_model", pytest.fail)
     code, output = inspect("absent", *options)
     assert code == 2
     assert message in output

@@ -99,7 +99,7 @@ def test_the_page_is_whole_quiet_and_alone(report: Path, browser, width: int, sc
     assert (background > ink + 450) == (scheme == "light")
     assert (ink > background + 450) == (scheme == "dark")
     # every figure is there, drawn in the page's own colours
-    assert page.locator("figure svg[role=img]").count() == 2 * 2 + 3 + 4
+    assert page.locator("figure svg[role=img]").count() == 2 * 2 + 2 + 3 + 4
     assert page.locator("svg text").first.evaluate("e => e.getBoundingClientRect().height") > 7
     page.close()
 
@@ -116,7 +116,8 @@ def test_print_has_no_dark_page(report: Path, browser) -> None:
 def test_the_text_of_the_page(report: Path) -> None:
     html = report.read_text(encoding="utf-8")
     for words in (
-        "Turn MagR on: it lowers perplexity in", "36.10 ± 0.10", "7,700", "16.73", "2 cells not measured",
+        "Turn MagR on: it lowers divergence from the unquantized model in", "0.1610 ± 0.0010",
+        "0.1610 → 0.0610", "36.10 ± 0.10", "7,700", "16.73", "2 cells not measured",
         "1 cell failed", "holds the same tensors", "3 of 42 layers", "lm-eval 0.4.13", LONG,
     ):  # fmt: skip
         assert words in html
@@ -131,8 +132,9 @@ def test_figures_are_files_too(report: Path) -> None:
         "perplexity-prose.svg",
         "perplexity-prose-g128.png",
         "layer-errors-W2.svg",
+        "divergence-prose-g128.png",
     } <= names
-    assert len(names) == 2 * 11
+    assert len(names) == 2 * 13
 
 
 def test_what_was_given_is_escaped(tmp_path) -> None:

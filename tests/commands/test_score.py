@@ -12,9 +12,9 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
-from magr_score import perplexity as score
+from magr_score.windows import cut_windows
 
-SCRIPT = Path(score.__file__)
+PERPLEXITY = ("-I", "-m", "magr_score", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def prose(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-I", str(SCRIPT), *map(str, arguments), "--engine", "transformers"]
+    command = [sys.executable, *PERPLEXITY, *map(str, arguments), "--engine", "transformers"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -60,6 +60,103 @@ def test_perplexity_by_its_definition(model: Path, prose: Path) -> None:
     assert {"torch", "transformers"} <= set(found["versions"])
 
 
+def ask(quantity: str, **request: object) -> dict:
+    """The one event that answers a request."""
+    command = [sys.executable, "-I", "-m", "magr_score", quantity, json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
+
+
+@torch.no_grad()
+def divergence_by_definition(original: Path, model: Path, windows: list[list[int]]) -> float:
+    """One window at a time, in float64."""
+    from transformers import AutoModelForCausalLM
+
+    p, q = (
+        AutoModelForCausalLM.from_pretrained(f, torch_dtype=torch.float32).double() for f in (original, model)
+    )
+    total = 0.0
+    for window in windows:
+        one, other = (m(torch.tensor([window])).logits[0, :-1].softmax(-1) for m in (p, q))
+        total += float((one * (one / other).log()).sum())
+    return total / sum(len(window) - 1 for window in windows)
+
+
+def test_divergence_by_its_definition(model: Path, prose: Path, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    other = save_tiny_model("llama", tmp_path / "other", seed=1)
+    tokens = AutoTokenizer.from_pretrained(model)(prose.read_text())["input_ids"]
+    # more than one batch, and windows that are cut into parts
+    asked = {"text": str(prose), "engine": "transformers", "seqlen": 60, "limit": None}
+    found = ask("divergence", original=str(model), models=[str(other), str(model)], **asked)
+    assert found["event"] == "done"
+    far, near = found["result"]["scores"]
+    wanted = divergence_by_definition(
+        model, other, [tokens[i * 60 : i * 60 + 60] for i in range(far["windows"])]
+    )
+    assert far["divergence"] == pytest.approx(wanted, rel=1e-4)
+    assert near["divergence"] == 0
+    alone = json.loads(run(other, prose, "--seqlen", 60).stdout)
+    assert far["perplexity"] == pytest.approx(alone["perplexity"], rel=1e-6)
+    assert {name: far[name] for name in ("windows", "tokens", "seqlen")} == {
+        name: alone[name] for name in ("windows", "tokens", "seqlen")
+    }
+
+
+def test_divergence_does_not_depend_on_how_windows_are_batched(monkeypatch) -> None:
+    from types import SimpleNamespace
+
+    from magr_score import divergence
+
+    class Bigrams(torch.nn.Module):
+        device = torch.device("cpu")
+
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.table = torch.randn(11, 11, generator=torch.Generator().manual_seed(seed))
+
+        def forward(self, input_ids, **_):
+            return SimpleNamespace(logits=self.table[input_ids])
+
+    rows = torch.randint(11, (19, 6), generator=torch.Generator().manual_seed(0))
+    original, model = Bigrams(0), Bigrams(1)
+    p, q = (m.table.double().softmax(-1) for m in (original, model))
+    wanted = float((p * (p / q).log()).sum(-1)[rows[:, :-1]].mean())
+    monkeypatch.setattr(divergence, "WINDOW_TOKENS_AT_ONCE", 18)
+    monkeypatch.setattr(divergence, "POSITIONS_AT_ONCE", 4)
+    found = divergence.compare(original, model, rows)
+    assert found["divergence"] == pytest.approx(wanted, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(
+        float(q[rows[:, :-1], rows[:, 1:]].log().mean().neg().exp()), rel=1e-5
+    )
+
+
+def test_a_request_that_cannot_be_met_is_answered_with_its_reason(model: Path, prose: Path) -> None:
+    asked = {"models": [str(model)], "text": str(prose), "engine": "transformers", "limit": None}
+    found = ask("perplexity", seqlen=2048, **asked)
+    assert found == {
+        "event": "error", "input": True,
+        "message": "the text has 400 tokens, too few for one window of 2,048",
+    }  # fmt: skip
+    found = ask("perplexity", seqlen=60, **{**asked, "engine": "awq"})
+    assert (found["event"], found["input"]) == ("error", False)
+    assert "awq" in found["message"]
+
+
+def test_the_weights_of_a_model_are_those_of_its_file(model: Path, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    out = tmp_path / "weights.pt"
+    found = ask("weights", checkpoint=str(model), engine="transformers", out=str(out))
+    weights, saved = torch.load(out), load_file(model / "model.safetensors")
+    assert found["result"]["layers"] == list(weights)
+    assert len(weights) == 8
+    for name, weight in weights.items():
+        assert torch.equal(weight, saved[f"{name}.weight"].float())
+
+
 def test_stdout_is_one_json_line(model: Path, prose: Path) -> None:
     lines = run(model, prose, "--seqlen", 60, "--limit", 2).stdout.splitlines()
     assert len(lines) == 1
@@ -67,10 +164,10 @@ def test_stdout_is_one_json_line(model: Path, prose: Path) -> None:
 
 
 def test_a_limit_spreads_the_windows_over_the_text() -> None:
-    windows = score.cut_windows(list(range(100)), 10, 3)
+    windows = cut_windows(list(range(100)), 10, 3)
     assert windows[:, 0].tolist() == [0, 30, 60]
-    assert score.cut_windows(list(range(105)), 10, None).shape == (10, 10)
-    assert score.cut_windows(list(range(100)), 10, 99).shape == (10, 10)
+    assert cut_windows(list(range(105)), 10, None).shape == (10, 10)
+    assert cut_windows(list(range(100)), 10, 99).shape == (10, 10)
 
 
 def test_windows_are_no_longer_than_the_model_allows(model: Path, prose: Path, tmp_path) -> None:
@@ -82,8 +179,9 @@ def test_windows_are_no_longer_than_the_model_allows(model: Path, prose: Path, t
 
 
 def test_a_process_that_imported_magr_gets_no_score(model: Path, prose: Path) -> None:
-    code = "import runpy, sys, magr_gptq; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", code, SCRIPT, model, prose, "--engine", "transformers", "--limit", "1"]
+    code = "import magr_gptq\nfrom magr_score.__main__ import main\nmain()"
+    options = ["--engine", "transformers", "--limit", "1"]
+    command = [sys.executable, "-c", code, "perplexity", model, prose, *options]
     done = subprocess.run(
         [str(part) for part in command] + ["--seqlen", "60"], capture_output=True, text=True
     )
@@ -95,7 +193,7 @@ def test_a_process_that_imported_magr_gets_no_score(model: Path, prose: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{folder}", "{text}"], "is no model folder"),
+        (["{folder}", "{text}"], "is not a model folder"),
         (["{model}", "absent.txt"], "there is no file absent.txt"),
         (["{model}", "{text}"], "400 tokens, too few for one window of 2,048"),
         (["{model}", "{text}", "--limit", "0"], "--limit at least 1"),

@@ -21,16 +21,22 @@ def added(method: str, bits: int, seed: int) -> float:
     return ADDED[method] / 4 ** (bits - 2) + 0.1 * seed
 
 
-def scored(perplexity: float | None, layers: int = 0, seconds: float = 10.0, **more: Any) -> dict[str, Any]:
+def scored(
+    perplexity: float | None,
+    layers: int = 0,
+    seconds: float = 10.0,
+    divergence: float | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Without a divergence: a record of an earlier release."""
     draw = random.Random(0)
+    score = {
+        "perplexity": perplexity,
+        "windows": 9,
+        "versions": {"torch": "2.13.0", "transformers": "5.17.0"},
+    }
     return {
-        "scores": {
-            "prose": {
-                "perplexity": perplexity,
-                "windows": 9,
-                "versions": {"torch": "2.13.0", "transformers": "5.17.0"},
-            }
-        },
+        "scores": {"prose": score if divergence is None else {**score, "divergence": divergence}},
         "quantize_seconds": seconds,
         "versions": {"gptqmodel": "7.6.0", "torch": "2.13.0"},
         "checkpoint": {"file_bytes": 3_600_000, "tensor_bytes": 3_500_000, "tensors": 9, "layout": "same"},
@@ -66,15 +72,17 @@ def comparison(
     methods: tuple[str, ...] = ("rtn", "gptq", "paper", "magr"),
     seeds: int = 3,
 ) -> dict[Cell, dict[str, Any]]:
-    """Every cell finished, with `added` in every one."""
+    """Every cell finished, with `added` in every one; divergence is a hundredth of that."""
     records: dict[Cell, dict[str, Any]] = {
-        Cell(UNQUANTIZED): scored(UNQUANTIZED_PERPLEXITY),
+        Cell(UNQUANTIZED): scored(UNQUANTIZED_PERPLEXITY, divergence=0.0),
         Cell(PROFILE, min(bits), -1, 0, "prose"): profile(),
     }
     for seed in range(seeds):
         for group in groups:
             for width in bits:
                 for method in methods:
-                    value = UNQUANTIZED_PERPLEXITY + added(method, width, seed)
-                    records[cell(method, width, group, seed)] = scored(value, 42, ADDED[method] + width)
+                    value = added(method, width, seed)
+                    records[cell(method, width, group, seed)] = scored(
+                        UNQUANTIZED_PERPLEXITY + value, 42, ADDED[method] + width, divergence=value / 100
+                    )
     return records

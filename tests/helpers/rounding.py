@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from prepared import Prepared
 
 from magr_gptq.reduction.groups import group_count
-from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.rounded import Rounded
 
 
-def round_rows(layer: Layer, bits: int, group_size: int = -1) -> Rounded:
+def round_rows(layer: Prepared, bits: int, group_size: int = -1) -> Rounded:
     """The layer's rows on symmetric grids, one a group, each with the last of its factors on the step."""
     columns = layer.rows.shape[1]
     group_of = torch.arange(columns) // (columns if group_size == -1 else group_size)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from magr_gptq import MagRConfig
-from magr_gptq.config import Candidate
+from magr_gptq.config import Candidate, Derived, Linear
 
 
 @pytest.mark.parametrize("off", [None, False])
@@ -53,36 +53,37 @@ def test_paper_preset(bits: int, group_size: int, alpha: float, beta: float) -> 
     config = MagRConfig.paper(bits, group_size)
     assert (config.alpha, config.beta, config.iterations) == (alpha, beta, 150)
     lazy = MagRConfig(preset="paper")
-    assert lazy.alpha_for(group_size) == alpha
-    assert lazy.betas_for(bits, group_size) == (beta,)
-    assert lazy.solver_iterations() == 150
+    plan = lazy.resolve(bits, group_size)
+    assert plan.candidates == (Candidate(Linear(alpha), (beta,)),)
+    assert (plan.iterations, plan.proximal) == (150, True)
 
 
 def pairs(config: MagRConfig, bits: int, group_size: int = -1) -> list[tuple]:
-    return [(found.strength, *found.factors) for found in config.candidates(bits, group_size)]
+    candidates = config.resolve(bits, group_size).candidates
+    return [(found.penalty, *found.factors) for found in candidates]
 
 
-PLAIN = (0.0, 1.0)
+PLAIN = (None, 1.0)
 
 
 @pytest.mark.parametrize("group_size", [-1, 64])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_rows_choose_among_plain_gptq_and_strengths_and_groups_among_factors(bits, group_size) -> None:
-    plain, *found = MagRConfig().candidates(bits, group_size)
-    assert plain == Candidate.PLAIN == Candidate(0.0, (1.0,))
-    assert len({candidate.strength for candidate in found}) == len(found) > 1
+    plain, *found = MagRConfig().resolve(bits, group_size).candidates
+    assert plain == Candidate.PLAIN == Candidate(None, (1.0,))
+    assert len({candidate.penalty for candidate in found}) == len(found) > 1
     (factors,) = {candidate.factors for candidate in found}
     assert factors[0] == 1
     assert sorted(factors) == sorted(-factor for factor in factors)
-    assert MagRConfig().betas_for(bits, group_size) == factors[: len(factors) // 2]
+    assert MagRConfig().betas(bits, group_size) == factors[: len(factors) // 2]
 
 
 def test_what_is_given_is_not_searched() -> None:
     assert {tuple(factors) for _, *factors in pairs(MagRConfig(beta=0.7), 2)[1:]} == {(0.7,)}
-    assert {strength for strength, *_ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {0.5}
-    assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (0.5, 0.7)]
-    assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (None, 0.7)]
-    assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (0.1, 0.9)]
+    assert {penalty for penalty, *_ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {Derived(0.5)}
+    assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (Derived(0.5), 0.7)]
+    assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (Linear(1e-3), 0.7)]
+    assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (Derived(0.1), 0.9)]
 
 
 def test_a_toolkit_can_fix_the_step() -> None:
@@ -90,29 +91,32 @@ def test_a_toolkit_can_fix_the_step() -> None:
     assert {beta for _, beta in pairs(MagRConfig(search=False).with_beta(1.0), 2)} == {1.0}
     assert pairs(MagRConfig(beta=0.9).with_beta(1.0), 2)[1:] == pairs(MagRConfig(beta=0.9), 2)[1:]
     listed = MagRConfig(search=[(0.1, 0.8), (0.1, 0.9), (0.2, 0.9)])
-    assert pairs(listed.with_beta(1.0), 2) == [PLAIN, (0.1, 1.0), (0.2, 1.0)]
+    assert pairs(listed.with_beta(1.0), 2) == [PLAIN, (Derived(0.1), 1.0), (Derived(0.2), 1.0)]
 
 
 def test_without_a_search_there_is_one_pair() -> None:
     config = MagRConfig(search=False)
-    (found,) = config.candidates(3, -1)
-    assert found == MagRConfig().candidates(3, -1)[1]
-    assert found.strength == config.first_strength
-    assert pairs(MagRConfig(preset="paper"), 2) == [(None, 0.8)]
-    assert pairs(MagRConfig(preset="paper", search=True), 2) == [PLAIN, (None, 0.8)]
+    (found,) = config.resolve(3).candidates
+    assert found == MagRConfig().resolve(3).candidates[1]
+    assert found.penalty == config.penalty(-1)
+    assert pairs(MagRConfig(preset="paper"), 2) == [(Linear(1e-3), 0.8)]
+    assert pairs(MagRConfig(preset="paper", search=True), 2) == [PLAIN, (Linear(1e-3), 0.8)]
 
 
 def test_one_sweep_follows_unless_given_or_meaningless() -> None:
-    assert MagRConfig().sweeps == MagRConfig(search=False).sweeps == 1
-    assert MagRConfig(preset="paper").sweeps == MagRConfig(rounding="nearest").sweeps == 0
-    assert [MagRConfig(preset=preset, refine=0).sweeps for preset in ("default", "paper")] == [0, 0]
-    assert MagRConfig(preset="paper", refine=30).sweeps == 30
+    def sweeps(**settings) -> int:
+        return MagRConfig(**settings).resolve(3).sweeps
+
+    assert sweeps() == sweeps(search=False) == 1
+    assert sweeps(preset="paper") == sweeps(rounding="nearest") == 0
+    assert [sweeps(preset=preset, refine=0) for preset in ("default", "paper")] == [0, 0]
+    assert sweeps(preset="paper", refine=30) == 30
 
 
 def test_the_default_corrects_the_gain_and_the_paper_does_not() -> None:
-    assert MagRConfig().corrects_gain
-    assert not MagRConfig(preset="paper").corrects_gain
-    assert not MagRConfig(gain=False).corrects_gain
+    assert MagRConfig().resolve(3).corrects_gain
+    assert not MagRConfig(preset="paper").resolve(3).corrects_gain
+    assert not MagRConfig(gain=False).resolve(3).corrects_gain
 
 
 BAD = [

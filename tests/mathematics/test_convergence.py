@@ -8,6 +8,7 @@ from problems import hessian_of, weight_of
 
 from eval.lib import baselines
 from magr_gptq import MagRConfig, reduce
+from magr_gptq.config.settings import STRENGTHS
 
 COLUMNS = 48
 WEIGHT = weight_of(8, COLUMNS)
@@ -22,7 +23,7 @@ def share_left(group_size: int, iterations: int | None) -> float:
     """Of the objective's way from the start to the minimum."""
     weight, hessian = WEIGHT.double(), HESSIAN.double()
     factor = baselines.inverse_factor(hessian)
-    penalty = baselines.derived_penalty(factor, 2, group_size, MagRConfig().first_strength)
+    penalty = baselines.derived_penalty(factor, 2, group_size, STRENGTHS[0])
     config = MagRConfig(iterations=iterations)
     found = reduce(WEIGHT, HESSIAN, bits=2, group_size=group_size, config=config).weight.double()
     least = baselines.accelerated(weight, hessian, penalty, 4000)

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import prepared
 from problems import weight_of
 from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.rounding.choice import squared_norm
-from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.sweep import coordinate_descent
 
 pytestmark = pytest.mark.long
@@ -84,15 +84,15 @@ def test_reduce_is_finite_never_worse_and_repeatable(layer, config, bits: int, g
 def test_what_a_layer_settles_for(layer, config, bits: int, group_size: int) -> None:
     """On its grid, finite, and where plain rounding was a candidate no row is worse than it."""
     weight, hessian, order = layer
-    prepared = Layer(weight, hessian, bits=bits, group_size=group_size, order=order, config=config)
-    rounded = round_rows(prepared, bits, group_size)
-    settled = prepared.settle(rounded)
+    ready = prepared(weight, hessian, bits=bits, group_size=group_size, order=order, config=config)
+    rounded = round_rows(ready, bits, group_size)
+    settled = ready.settle(rounded)
     kept = settled.rounded
     assert kept.weight.isfinite().all()
     assert math.isfinite(settled.loss)
     codes = kept.weight / kept.scale[:, kept.group_of] + kept.zero[:, kept.group_of]
     torch.testing.assert_close(codes, codes.round().clamp(0, 2**bits - 1), rtol=0, atol=1e-3)
-    if settled.plain_loss is not None and not config.corrects_gain:
+    if settled.plain_loss is not None and not config.resolve(bits).corrects_gain:
         original = weight.double()
         plain, end = (
             squared_norm(original - rows.double(), hessian.double())
@@ -104,7 +104,7 @@ def test_what_a_layer_settles_for(layer, config, bits: int, group_size: int) -> 
 @given(layer=layers(), bits=st.integers(2, 8), group_size=GROUPS, sweeps=st.integers(1, 3))
 def test_refinement_never_raises_the_loss(layer, bits: int, group_size: int, sweeps: int) -> None:
     weight, hessian, _ = layer
-    rounded = round_rows(Layer(weight, hessian, bits=bits, group_size=group_size), bits, group_size)
+    rounded = round_rows(prepared(weight, hessian, bits=bits, group_size=group_size), bits, group_size)
     plain, scale, zero = (x[: len(weight)].double() for x in (rounded.weight, rounded.scale, rounded.zero))
     scale, zero = scale[:, rounded.group_of], zero[:, rounded.group_of]
     plain = ((plain / scale + zero).round() - zero) * scale

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
+from prepared import Prepared, prepared
 from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.config import KAPPA
-from magr_gptq.rounding.choice import squared_norm
-from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.choice import KAPPA, squared_norm
+from magr_gptq.rounding.layer import apart
+from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.sweep import coordinate_descent
 
 BITS = 2
 
 
-def toolkit(layer: Layer, hessian: torch.Tensor) -> Rounded:
+def toolkit(layer: Prepared, hessian: torch.Tensor) -> Rounded:
     """What a toolkit makes of the layer's rows: one symmetric scale a row."""
     weight, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, beta=layer.factors)
     zero = torch.full_like(scale, 2 ** (BITS - 1))
@@ -25,7 +26,7 @@ def toolkit(layer: Layer, hessian: torch.Tensor) -> Rounded:
 
 def settle(config: MagRConfig, rows: int = 16, columns: int = 96):
     weight, hessian = weight_of(rows, columns), hessian_of(columns)
-    layer = Layer(weight, hessian, bits=BITS, config=config)
+    layer = prepared(weight, hessian, bits=BITS, config=config)
     return weight, hessian, layer, layer.settle(toolkit(layer, hessian))
 
 
@@ -83,7 +84,7 @@ def test_refinement_lowers_the_loss_and_the_paper_preset_does_nothing_unasked() 
 def test_groups_and_codes_below_zero() -> None:
     """As llm-compressor counts: codes from −2 to 1, zero point 0."""
     weight, hessian = weight_of(8, 64), hessian_of(64)
-    layer = Layer(weight, hessian, bits=BITS, group_size=16, config=MagRConfig(refine=2))
+    layer = prepared(weight, hessian, bits=BITS, group_size=16, config=MagRConfig(refine=2))
     quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, 16, layer.factors)
     assert scale.lt(0).any()
     group_of = torch.arange(64) // 16
@@ -96,8 +97,8 @@ def test_groups_and_codes_below_zero() -> None:
 def test_rows_are_independent_and_the_hessian_stays() -> None:
     weight, hessian = weight_of(16, 96), hessian_of(96)
     before = hessian.clone()
-    whole = Layer(weight, hessian, bits=BITS)
-    some = Layer(weight[4:9], hessian, bits=BITS)
+    whole = prepared(weight, hessian, bits=BITS)
+    some = prepared(weight[4:9], hessian, bits=BITS)
     picked = whole.settle(toolkit(whole, hessian)).rounded.weight[4:9]
     torch.testing.assert_close(
         some.settle(toolkit(some, hessian)).rounded.weight, picked, rtol=1e-4, atol=1e-5
@@ -107,7 +108,7 @@ def test_rows_are_independent_and_the_hessian_stays() -> None:
 
 def in_groups(config: MagRConfig, rows: int = 12, columns: int = 96, group_size: int = 32):
     weight, hessian = weight_of(rows, columns), hessian_of(columns)
-    layer = Layer(weight, hessian, bits=BITS, group_size=group_size, config=config)
+    layer = prepared(weight, hessian, bits=BITS, group_size=group_size, config=config)
     quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, group_size, layer.factors)
     zero, group_of = torch.full_like(scale, 2 ** (BITS - 1)), torch.arange(columns) // group_size
     return weight, hessian, layer, layer.settle(Rounded(quantized, scale, zero, group_of)).rounded
@@ -142,7 +143,7 @@ def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch
         slopes.append((original @ hessian * quantized).sum(1) / squared_norm(original, hessian))
         return coordinate_descent(quantized, original, hessian, *_, **grid)
 
-    monkeypatch.setattr("magr_gptq.rounding.layer.coordinate_descent", seen)
+    monkeypatch.setattr("magr_gptq.rounding.settle.coordinate_descent", seen)
     settle(MagRConfig(refine=3))
     assert len(slopes) == 3
     torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)
@@ -154,13 +155,12 @@ def test_apart_prepares_each_candidate_again(rounding: str) -> None:
     weight, hessian = weight_of(16, 96), 100 * hessian_of(96)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
     config = MagRConfig(rounding=rounding)
-    layer = Layer(weight, hessian, bits=BITS, group_size=32, order=order, config=config)
-    rows, factors, by = layer.rows.clone(), layer.factors.clone(), layer.coupling(hessian).clone()
+    layer = prepared(weight, hessian, bits=BITS, group_size=32, order=order, config=config)
+    rows, by = layer.rows.clone(), layer.layer.coupling(hessian).clone()
     layer.rows.zero_()
     hessian.fill_diagonal_(1)
-    found_rows, found_factors, found_by = zip(*layer.apart(), strict=True)
+    found_rows, found_factors, found_by = zip(*apart(layer.layer, "cpu"), strict=True)
     assert len(found_rows) == 4
     assert torch.equal(torch.cat(found_rows), rows)
-    assert torch.equal(torch.cat(found_factors), factors)
+    assert torch.equal(torch.cat(found_factors), layer.factors)
     assert all(torch.equal(one, by) for one in found_by)
-    assert not hasattr(layer, "rows")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from prepared import prepared
 from problems import hessian_of, weight_of
 from rounding import round_rows
 
@@ -18,7 +19,6 @@ from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_choles
 from magr_gptq.reduction.penalty import LinfPenalty
 from magr_gptq.reduction.prox import threshold
 from magr_gptq.rounding.choice import choose, squared_norm
-from magr_gptq.rounding.layer import Layer
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
 ROWS, COLUMNS = 6, 24
@@ -118,7 +118,7 @@ def test_numerics_reduce_is_finite_and_never_worse(case: str, setting: str, grou
 @pytest.mark.parametrize(("case", "setting", "group_size"), CASES)
 def test_numerics_layer_is_finite_and_never_worse(case: str, setting: str, group_size: int) -> None:
     weight, hessian = SOUND[case]
-    layer = Layer(weight, hessian, bits=2, group_size=group_size, config=SETTINGS[setting])
+    layer = prepared(weight, hessian, bits=2, group_size=group_size, config=SETTINGS[setting])
     rounded = round_rows(layer, 2, group_size)
     plain = rounded.weight[: len(weight)].double()
     settled = layer.settle(rounded)
@@ -149,7 +149,7 @@ def test_numerics_a_group_wider_than_the_layer_is_the_whole_row(setting: str) ->
 @pytest.mark.parametrize("case", SOUND)
 def test_numerics_the_default_with_its_gain_is_finite(case: str) -> None:
     weight, hessian = SOUND[case]
-    layer = Layer(weight, hessian, bits=3, config=MagRConfig(refine=1))
+    layer = prepared(weight, hessian, bits=3, config=MagRConfig(refine=1))
     settled = layer.settle(round_rows(layer, 3))
     assert settled.rounded.weight.isfinite().all()
     assert settled.rounded.scale.isfinite().all()
@@ -174,7 +174,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("make", [reduce, Layer], ids=["reduce", "Layer"])
+@pytest.mark.parametrize("make", [reduce, prepared], ids=["reduce", "Layer"])
 @pytest.mark.parametrize(("weight", "hessian", "message"), REFUSED.values(), ids=REFUSED)
 def test_numerics_refused_with_the_remedy(weight, hessian, message: str, make) -> None:
     with pytest.raises(ValueError, match=message):
@@ -183,7 +183,7 @@ def test_numerics_refused_with_the_remedy(weight, hessian, message: str, make) -
 
 def test_numerics_a_zero_hessian_leaves_every_row() -> None:
     with pytest.warns(UserWarning, match="Hessian is zero"):
-        layer = Layer(WEIGHT, torch.zeros_like(HESSIAN), bits=2)
+        layer = prepared(WEIGHT, torch.zeros_like(HESSIAN), bits=2)
     settled = layer.settle(round_rows(layer, 2))
     assert torch.equal(layer.rows[-ROWS:], WEIGHT)
     assert settled.loss == 0
@@ -192,7 +192,7 @@ def test_numerics_a_zero_hessian_leaves_every_row() -> None:
 @pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e30])
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_scale_of_the_hessian_does_not_matter_to_a_layer(factor: float, config: MagRConfig) -> None:
-    one, other = (Layer(WEIGHT, HESSIAN * f, bits=2, config=config) for f in (1.0, factor))
+    one, other = (prepared(WEIGHT, HESSIAN * f, bits=2, config=config) for f in (1.0, factor))
     torch.testing.assert_close(one.rows, other.rows, rtol=0, atol=1e-5)
     settled = [layer.settle(round_rows(layer, 2)) for layer in (one, other)]
     assert settled[1].loss == pytest.approx(settled[0].loss, rel=1e-3)
@@ -262,20 +262,20 @@ def test_a_row_that_the_solver_spoils_is_kept_and_counted(broken: float, monkeyp
     whole = reduce(WEIGHT, HESSIAN, bits=2)
     monkeypatch.setattr(Admm, "minimise", spoil)
     found = reduce(WEIGHT, HESSIAN, bits=2)
-    assert (whole.kept, found.kept) == (0, 1)
+    assert (whole.unimproved, found.unimproved) == (0, 1)
     assert torch.equal(found.weight[2], WEIGHT[2])
     others = torch.arange(ROWS) != 2
     assert torch.equal(found.weight[others], whole.weight[others])
     assert found.objective_after[2] == found.objective_before[2]
-    layer = Layer(WEIGHT, HESSIAN, bits=2)
+    layer = prepared(WEIGHT, HESSIAN, bits=2)
     report = RunReport()
     report.add(LayerReport.of("layer", 2, -1, layer.settle(round_rows(layer, 2))))
-    assert report.to_dict()[0]["kept"] == 1
+    assert report.to_dict()[0]["unimproved"] == 1
     assert "1 rows keep their original weight" in report.summary()
 
 
 def test_a_candidate_that_the_toolkit_spoils_is_not_chosen() -> None:
-    layer = Layer(WEIGHT, HESSIAN, bits=2)
+    layer = prepared(WEIGHT, HESSIAN, bits=2)
     rounded = round_rows(layer, 2)
     spoilt = rounded.weight.clone()
     spoilt[ROWS + 1 :, 4] = NAN  # all but plain GPTQ, and row 0 of the next
@@ -291,7 +291,7 @@ def test_a_negative_shrinkage_counts_as_none() -> None:
 
 
 def test_a_row_spoilt_under_every_candidate_is_refused() -> None:
-    layer = Layer(WEIGHT, HESSIAN, bits=2)
+    layer = prepared(WEIGHT, HESSIAN, bits=2)
     rounded = round_rows(layer, 2)
     rounded.weight[1::ROWS, 4] = NAN
     with pytest.raises(ValueError, match="more damping"):

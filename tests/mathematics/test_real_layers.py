@@ -7,6 +7,7 @@ from importlib.resources import files
 
 import pytest
 import torch
+from prepared import prepared
 from problems import hessian_of, weight_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,11 +16,11 @@ from eval.lib.simulate import calibrate_and_quantize
 from eval.studies.solver.layers import made_up_hessian
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.text import random_windows
-from magr_gptq.config import KAPPA
+from magr_gptq.config.settings import DEFAULT_ITERATIONS, STRENGTHS
 from magr_gptq.reduction import admm
 from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
-from magr_gptq.rounding.choice import choose, squared_norm
-from magr_gptq.rounding.layer import Layer, Rounded
+from magr_gptq.rounding.choice import KAPPA, choose, squared_norm
+from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import unbiased_gain
 
 pytestmark = pytest.mark.environments("modern", "autogptq")
@@ -60,9 +61,9 @@ def test_invariants_hold_on_real_layers(real_layers, group_size: int, config: Ma
         torch.testing.assert_close(some.weight, found.weight[5:9], rtol=0, atol=1e-5)
 
 
-def in_float64(weight, hessian, bits: int, strength: float) -> torch.Tensor:
-    """The default's iterations as a textbook has them, in float64 with inverses; strength 0 makes none."""
-    if strength == 0:
+def in_float64(weight, hessian, bits: int, strength: float | None) -> torch.Tensor:
+    """The default's iterations as a textbook has them, in float64 with inverses; without a strength none."""
+    if strength is None:
         return weight
     variances = conditional_variances(hessian)
     penalty = derived_penalty(variances, bits, -1, strength)
@@ -73,7 +74,7 @@ def in_float64(weight, hessian, bits: int, strength: float) -> torch.Tensor:
     for factor in (admm.LOOSE, admm.TIGHT):
         before, metric = metric, torch.maximum(factor * between, least)
         u, product = u * before / metric, torch.diag(metric) @ torch.linalg.inv(hessian + torch.diag(metric))
-        for _ in range(MagRConfig().solver_iterations() // 2):
+        for _ in range(DEFAULT_ITERATIONS // 2):
             w = weight + (z - u - weight) @ product
             v = admm.OVER_RELAXATION * w - (admm.OVER_RELAXATION - 1) * z + u
             penalty.prox_(z := v.clone(), metric)
@@ -87,7 +88,7 @@ def gptq(rows, hessian, bits: int, beta):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_float32_costs_nothing_in_the_objective(real_layers, bits: int) -> None:
-    strength = MagRConfig().first_strength
+    strength = STRENGTHS[0]
     for weight, hessian in real_layers[3:7]:
         factor = baselines.inverse_factor(hessian.double())
         penalty = baselines.derived_penalty(factor, bits, strength=strength)
@@ -104,15 +105,18 @@ def test_float32_costs_nothing_in_the_loss(real_layers, bits: int) -> None:
     On average: GPTQ's rounding is chaotic, and one layer's loss moves by 0.1 % whichever way a weight does.
     """
     config = MagRConfig(refine=0)
-    candidates, ratios = config.candidates(bits, -1), []
+    candidates, ratios = config.resolve(bits).candidates, []
     for weight, hessian in real_layers[3:7]:
-        layer = Layer(weight, hessian, bits=bits, config=config)
+        layer = prepared(weight, hessian, bits=bits, config=config)
         quantized, step = gptq(layer.rows, hessian, bits, layer.factors)
         group_of = torch.zeros(weight.shape[1], dtype=torch.int)
         settled = layer.settle(Rounded(quantized, step, torch.full_like(step, 2 ** (bits - 1)), group_of))
 
         weight, hessian = weight.double(), hessian.double()
-        reduced = [in_float64(weight, hessian, bits, candidate.strength) for candidate in candidates]
+        reduced = [
+            in_float64(weight, hessian, bits, candidate.penalty and candidate.penalty.strength)
+            for candidate in candidates
+        ]
         factors = [torch.tensor(candidate.factors) for candidate in candidates]
         rounded = torch.stack(
             [gptq(rows, hessian, bits, some)[0] for rows, some in zip(reduced, factors, strict=True)]
@@ -139,7 +143,7 @@ def test_products_in_tf32_cost_a_thousandth_at_most(
     made_up = weight_of(64, 512), made_up_hessian(512, 1e6, generator)
     for weight, hessian in [*real_layers[3:7], made_up]:
         factor = baselines.inverse_factor(hessian.double())
-        strength = MagRConfig().first_strength
+        strength = STRENGTHS[0]
         penalty = baselines.derived_penalty(factor, bits, group_size, strength)
         found = []
         for product in (exactly, lambda v, a, b, alpha: exactly(v, in_tf32(a), in_tf32(b), alpha=alpha)):
@@ -158,7 +162,7 @@ def in_tf32(matrix: torch.Tensor) -> torch.Tensor:
 
 def test_the_summed_group_penalty_falls_on_real_layers(real_layers) -> None:
     for weight, hessian in real_layers:
-        penalty = derived_penalty(conditional_variances(hessian), 3, 64, MagRConfig().first_strength)
+        penalty = derived_penalty(conditional_variances(hessian), 3, 64, STRENGTHS[0])
         found = reduce(weight, hessian, bits=3, group_size=64)
         assert (penalty.value(found.weight) <= penalty.value(weight)).all()
 
@@ -167,7 +171,7 @@ def test_gap_to_the_minimum_on_a_real_layer(real_layers) -> None:
     """Of the gap at most 1 % is left after 8 iterations; eval/studies/convergence has 20 layers."""
     weight, hessian = real_layers[0]
     factor = baselines.inverse_factor(hessian.double())
-    penalty = baselines.derived_penalty(factor, 2, strength=MagRConfig().first_strength)
+    penalty = baselines.derived_penalty(factor, 2, strength=STRENGTHS[0])
     least = baselines.accelerated(weight, hessian, penalty, 20_000, tolerance=1e-4)
     start = objective_of(weight, weight, hessian, penalty)
     end = objective_of(least, weight, hessian, penalty)

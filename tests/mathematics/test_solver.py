@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from magr_gptq import MagRConfig, reduce
+from magr_gptq.config.settings import STRENGTHS
 from magr_gptq.reduction import solver
 from magr_gptq.reduction.admm import Admm
 from magr_gptq.reduction.groups import group_views
@@ -50,7 +51,7 @@ def test_per_channel_no_row_grows(layer) -> None:
 @given(layer=layers())
 def test_with_groups_the_summed_penalty_does_not_grow(layer) -> None:
     weight, hessian, bits, group_size = layer
-    penalty = derived_penalty(conditional_variances(hessian), bits, group_size, MagRConfig().first_strength)
+    penalty = derived_penalty(conditional_variances(hessian), bits, group_size, STRENGTHS[0])
     found = reduce(weight, hessian, bits=bits, group_size=group_size)
     assert (penalty.value(found.weight) <= penalty.value(weight)).all()
 

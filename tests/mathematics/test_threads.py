@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from prepared import prepared
 from problems import hessian_of, weight_of
 from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.rounding.layer import Layer
 
 THREADS = 8
 CONFIGS = [MagRConfig(refine=2), MagRConfig(alpha=1e-3), MagRConfig(preset="paper", iterations=10)]
@@ -24,7 +24,7 @@ def work(job: tuple[int, MagRConfig, int]) -> list[torch.Tensor]:
     weight, hessian = weight_of(24, 96, seed), hessian_of(96, seed)
     order = torch.randperm(96, generator=torch.Generator().manual_seed(seed))
     reduced = reduce(weight, hessian, bits=2, group_size=group_size, order=order, config=config)
-    layer = Layer(weight, hessian, bits=2, group_size=group_size, config=config)
+    layer = prepared(weight, hessian, bits=2, group_size=group_size, config=config)
     settled = layer.settle(round_rows(layer, 2, group_size))
     return [reduced.weight, reduced.objective_after, settled.rounded.weight, settled.rounded.scale]
 
@@ -86,7 +86,7 @@ def test_nothing_of_torchs_is_changed(gradients: bool) -> None:
 def test_a_parameter_leaves_no_graph_behind() -> None:
     weight = torch.nn.Parameter(weight_of(8, 32))
     hessian = hessian_of(32)
-    layer = Layer(weight, hessian, bits=2, config=MagRConfig(refine=1))
+    layer = prepared(weight, hessian, bits=2, config=MagRConfig(refine=1))
     settled = layer.settle(round_rows(layer, 2))
     for tensor in (reduce(weight, hessian, bits=2).weight, layer.rows, settled.rounded.weight):
         assert not tensor.requires_grad

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from problems import hessian_of, weight_of
+from seams import orders_given
 from short_memory import CALLS, end_memory
 
 import magr_gptq
@@ -125,16 +126,14 @@ def test_groups_of_desc_act_are_the_toolkits_own(dead, columns, monkeypatch) -> 
     # dead columns count as 1: neither first nor last
     hessian /= hessian.diagonal().median()
     hessian[dead], hessian[:, dead] = 0, 0
-    orders, real = [], adapter.Layer
-    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
+    orders = orders_given(monkeypatch)
     _, g_idx, _ = rounded(linear(weight_of(8, columns)), hessian, 3, group_size=32, actorder=True)
     assert torch.equal(g_idx[orders[0]].long(), torch.arange(columns) // 32)
 
 
 @pytest.mark.parametrize("settings", [{}, {"actorder": True, "static_groups": True}], ids=str)
 def test_groups_without_reordering_are_the_toolkits_own(settings, monkeypatch) -> None:
-    orders, real = [], adapter.Layer
-    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
+    orders = orders_given(monkeypatch)
     _, g_idx, _ = rounded(linear(weight_of(8, 128)), hessian_of(128), 3, group_size=32, **settings)
     assert orders == [None]
     assert torch.equal(g_idx.long(), torch.arange(128) // 32)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from bad_models import save_tiny
 from problems import hessian_of, weight_of
+from seams import orders_given
 from short_memory import CALLS, end_memory
 from tiny import save_tiny_model
 
@@ -26,7 +27,7 @@ from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 from gptqmodel_runs import quantize, run_vanilla
 
-from magr_gptq.app.quantizing import gptqmodel as engine
+from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter
@@ -241,8 +242,7 @@ def test_bad_settings_are_refused_when_the_config_is_made(place: str, switched_o
 @pytest.mark.parametrize("dead", [False, True])
 def test_desc_act_groups_are_the_toolkits(dead: bool, switched_on, monkeypatch) -> None:
     """Along the order that MagR is given, the toolkit's own g_idx counts up group by group."""
-    orders, real = [], adapter.Layer
-    monkeypatch.setattr(adapter, "Layer", lambda *a, **k: orders.append(k["order"]) or real(*a, **k))
+    orders = orders_given(monkeypatch)
     hessian = hessian_of(128)
     if dead:
         hessian[[3, 40]], hessian[:, [3, 40]] = 0, 0

@@ -85,7 +85,7 @@ def test_stopped_twice_and_resumed_is_as_if_never_stopped(model: str) -> None:
 
 def test_what_is_kept_can_be_any_report() -> None:
     layers = [
-        LayerReport("a", 3, 128, largest_before=2.0, largest_after=1.0, loss=math.nan, kept=4),
+        LayerReport("a", 3, 128, largest_before=2.0, largest_after=1.0, loss=math.nan, unimproved=4),
         LayerReport("b", 3, 128, skipped="an embedding has no Hessian of its inputs"),
     ]
     runs = [SimpleNamespace(magr=object(), magr_report=RunReport()) for _ in range(2)]

@@ -22,7 +22,9 @@ from llmcompressor_runs import quantize, round_layers, scheme
 from loguru import logger
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from magr_gptq.rounding.layer import Layer
+from magr_gptq.rounding.layer import prepare as layer_step_prepare
+from magr_gptq.rounding.order import importance_order
+from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.llmcompressor import modifier as adapter
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
@@ -40,12 +42,12 @@ def prepared(monkeypatch) -> list[dict]:
     """What every layer was prepared with, and the rows that the toolkit got of it."""
     seen: list[dict] = []
 
-    class Recording(Layer):
-        def __init__(self, *args, **settings) -> None:
-            super().__init__(*args, **settings)
-            seen.append({**settings, "rows": self.rows.clone(), "factors": self.factors.clone()})
+    def recording(weight, hessian, plan, share=None):
+        layer, rows = layer_step_prepare(weight, hessian, plan, share)
+        seen.append({"plan": plan, "rows": rows.clone(), "factors": layer.factors.clone()})
+        return layer, rows
 
-    monkeypatch.setattr(adapter, "Layer", Recording)
+    monkeypatch.setattr(layer_step, "prepare", recording)
     return seen
 
 
@@ -150,7 +152,8 @@ def test_short_memory_rounds_the_candidates_one_by_one(batched, given, monkeypat
     monkeypatch.setattr(toolkit, "quantize_weight", short)
     with pytest.warns(UserWarning, match="one by one, chosen on the CPU"):
         apart = round_layers(used := modifier(3, 32, False, **settings), layers)
-    assert {batch.shape for batch in given} == {(batched or 1, 4 * 16, 64), (1, 16, 64)}
+    # together, each layer by itself, each candidate by itself
+    assert {batch.shape for batch in given} == {(batched or 1, 4 * 16, 64), (1, 4 * 16, 64), (1, 16, 64)}
     for first, second in zip(whole, apart, strict=True):
         for name, value in first.named_parameters():
             torch.testing.assert_close(getattr(second, name), value, msg=name)
@@ -205,14 +208,16 @@ def test_rounding_to_nearest_spreads_no_error(prepared) -> None:
 @pytest.mark.parametrize("actorder", ["static", "weight", None])
 @pytest.mark.parametrize("group_size", [-1, 32])
 def test_groups_are_those_of_the_original_columns(group_size: int, actorder, prepared) -> None:
-    """Only rows that are one group are reduced in the order of rounding: groups don't follow it."""
+    """They are whole in every order that columns are reduced in."""
     hessian = hessian_of(128)
     settings = modifier(2, group_size, actorder=actorder)
     (module,) = round_layers(settings, [(weight_of(16, 128), hessian)])
     if group_size == -1 and actorder:
-        assert torch.equal(prepared[0]["order"], hessian.diagonal().argsort(descending=True))
+        assert torch.equal(prepared[0]["plan"].order, hessian.diagonal().argsort(descending=True))
+    elif actorder:
+        assert prepared[0]["plan"].order is None
     else:
-        assert prepared[0]["order"] is None
+        assert torch.equal(prepared[0]["plan"].order, importance_order(hessian.diagonal(), group_size))
     groups = module.weight.view(16, -1, 128 if group_size == -1 else 32)
     codes = groups / module.weight_scale[:, :, None]
     torch.testing.assert_close(codes, codes.round(), atol=1e-4, rtol=0)

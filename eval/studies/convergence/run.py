@@ -34,6 +34,7 @@ from eval.lib.fidelity import CONTEXT
 from eval.lib.simulate import calibrate_and_quantize
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.text import load_text, random_windows
+from magr_gptq.config.settings import STRENGTHS
 
 matplotlib.use("Agg")
 
@@ -70,7 +71,7 @@ def capture(model_folder: Path, calibration: str, rows: int, layers: int) -> lis
 def curves(weight: Tensor, hessian: Tensor, bits: int, verify: bool) -> dict[str, list[float]]:
     """Per method, the per cent of the layer's gap that is left after each of ITERATIONS."""
     w, h = weight.double(), hessian.double()
-    penalty = derived_penalty(inverse_factor(h), bits, strength=MagRConfig().first_strength)
+    penalty = derived_penalty(inverse_factor(h), bits, strength=STRENGTHS[0])
 
     def total(rows: Tensor) -> float:
         return float(objective(rows, w, h, penalty).sum())

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 
 from eval.lib.fidelity import CONTEXT, Text
 from magr_gptq.app.text import load_text
-from magr_score import perplexity as score
+from magr_score.loaders import load_gptqmodel, load_transformers
+from magr_score.windows import cut_windows
 
 
 def main() -> None:
@@ -27,10 +28,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=256, help="windows of 256 tokens")
     args = parser.parse_args()
     tokens = AutoTokenizer.from_pretrained(args.model)(load_text(args.text))["input_ids"]
-    original = score.load_transformers(str(args.model), "cpu").eval()
-    text = Text.of(original, score.cut_windows(tokens, CONTEXT, args.limit))
+    original = load_transformers(str(args.model), "cpu")
+    text = Text.of(original, cut_windows(tokens, CONTEXT, args.limit))
     for folder in args.checkpoints:
-        model = score.load_gptqmodel(str(folder), "cpu").eval()
+        model = load_gptqmodel(str(folder), "cpu")
         print(f"{folder}: perplexity {text.perplexity(model):.2f}, divergence {text.divergence(model):.4f}")
 
 

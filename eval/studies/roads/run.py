@@ -29,7 +29,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import magr_gptq
-from magr_gptq.app.quantizing.worker import environment
+from magr_gptq.app.processes import toolkit_environment
 from magr_gptq.app.scoring import score_all
 from magr_gptq.app.text import load_text, random_windows
 
@@ -200,7 +200,7 @@ def _version_of(toolkit: str) -> dict[str, str]:
 
 def run(args: argparse.Namespace) -> None:
     """Measure every cell of the installed roads that has no result yet."""
-    os.environ.update(environment())
+    os.environ.update(toolkit_environment())
     args.out.mkdir(parents=True, exist_ok=True)
     # GPTQModel writes ./logs into the folder that it runs in
     out, scratch = args.out.resolve(), tempfile.mkdtemp(prefix="roads-")

@@ -18,10 +18,10 @@ from typing import Any
 
 from eval.lib.shapes import MODELS, Blocks, Input, inputs_of, layer_counts
 from eval.studies.solver.methods import OURS
-from magr_gptq import MagRConfig
+from magr_gptq.config.settings import DEFAULT_ITERATIONS
 from magr_gptq.reduction.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 
-ITERATIONS = MagRConfig().solver_iterations()
+ITERATIONS = DEFAULT_ITERATIONS
 # of magr_gptq.reduction.admm and magr_gptq.reduction.penalty: the variances, and one for each of two metrics
 CHOLESKYS, INVERSES = 3, 2
 # calibration: 128 rows of 2,048 tokens, each block run once for the Hessians and once for its output

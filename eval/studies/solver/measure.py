@@ -21,6 +21,7 @@ from torch import Tensor
 from eval.lib.baselines import Penalty, derived_penalty, gptq_round, inverse_factor, objective, proxy_loss
 from eval.studies.solver.methods import ALPHA, OURS, STEPS, Method, Problem, methods
 from magr_gptq import MagRConfig
+from magr_gptq.config.settings import STRENGTHS
 
 # rows are independent: the quality of these many, spread over the layer, stands for all
 QUALITY_ROWS = 256
@@ -129,8 +130,8 @@ def quality(
     weight, hessian = sample.weight.double(), problem.hessian.double()
     scaled, penalty = hessian / problem.largest, Penalty(ALPHA, squared=False)
     factor = inverse_factor(problem.hessian)
-    factors = torch.tensor(MagRConfig(search=False).candidates(problem.bits, -1)[0].factors)
-    own = derived_penalty(factor.double(), problem.bits, strength=MagRConfig().first_strength)
+    factors = torch.tensor(MagRConfig(search=False).resolve(problem.bits).candidates[0].factors)
+    own = derived_penalty(factor.double(), problem.bits, strength=STRENGTHS[0])
 
     def loss_of(candidate: Tensor, beta: float | Tensor) -> float:
         return proxy_loss(gptq_round(candidate, factor, problem.bits, beta=beta).double(), weight, hessian)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magr_gptq.config.plan import Candidate, Derived, Linear, Penalty, Plan
 
 PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
@@ -15,29 +20,8 @@ STRENGTHS = (0.03, 0.06, 0.12)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
 BETAS_FROM_4_BITS = (1.0, 0.95, 0.9)
-# how many times extra the shrinkage counts when a row chooses
-KAPPA = 3.0
 DEFAULT_ITERATIONS = 8
 PAPER_ITERATIONS = 150
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to quantize a row.
-
-    strength: the constant c of its penalty; 0 keeps the original weight, None is the configuration's
-        linear penalty.
-    factors: those on the quantization step that each group of the row chooses from. A negative one turns
-        a symmetric grid round, which has one code more on one side of zero than on the other.
-    """
-
-    strength: float | None
-    factors: tuple[float, ...] = (1.0,)
-
-    PLAIN: ClassVar[Candidate]
-
-
-Candidate.PLAIN = Candidate(0.0)
 
 
 @dataclass(frozen=True)
@@ -61,6 +45,10 @@ class MagRConfig:
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
         rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
+    shrink: mix the identity into a Hessian of few tokens, or of a few loud ones, as its own tokens' moments
+        say; where a toolkit lets them be counted. On but for preset "paper".
+    reorder: round a layer's most important columns first, its groups as they are, where the toolkit would
+        take the columns as they come. On but for preset "paper".
     """
 
     preset: str = "default"
@@ -72,6 +60,8 @@ class MagRConfig:
     refine: int | None = None
     gain: bool | None = None
     rounding: str = "gptq"
+    shrink: bool | None = None
+    reorder: bool | None = None
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -90,18 +80,18 @@ class MagRConfig:
             )
         if self.refine is not None and not (type(self.refine) is int and self.refine >= 0):
             raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
-        if self.gain not in (None, True, False):
-            raise ValueError(f"magr: gain={self.gain!r} must be True or False")
+        for name in ("gain", "shrink", "reorder"):
+            if getattr(self, name) not in (None, True, False):
+                raise ValueError(f"magr: {name}={getattr(self, name)!r} must be True or False")
         object.__setattr__(self, "search", _parse_search(self.search, self))
 
     @classmethod
     def paper(cls, bits: int, group_size: int = -1) -> MagRConfig:
         """The paper's α, β and K = 150 steps for these bits (section 5 and Table 8)."""
-        config = cls(preset="paper")
         return cls(
             preset="paper",
-            alpha=config.alpha_for(group_size),
-            beta=config.betas_for(bits, group_size)[0],
+            alpha=_paper_alpha(group_size),
+            beta=_paper_beta(bits, group_size),
             iterations=PAPER_ITERATIONS,
         )
 
@@ -130,13 +120,41 @@ class MagRConfig:
         settings = {name: value for name, value in asdict(self).items() if value != unset[name]}
         return {"preset": self.preset, **settings}
 
-    def alpha_for(self, group_size: int) -> float | None:
-        """The linear penalty's α, or None where the penalty is the derived one."""
-        if self.alpha is not None or self.preset == "default":
-            return self.alpha
-        return 1e-3 if group_size == -1 else 1e-4
+    def resolve(
+        self,
+        bits: int,
+        group_size: int = -1,
+        order: Tensor | None = None,
+        stored: torch.dtype = torch.float32,
+    ) -> Plan:
+        """What these settings mean for a layer; see `Plan` for the arguments."""
+        default = self.preset == "default"
+        nearest = self.rounding == "nearest"
+        return Plan(
+            bits=bits,
+            group_size=group_size,
+            order=order,
+            stored=stored,
+            candidates=self._candidates(bits, group_size),
+            proximal=not default,
+            iterations=self.iterations or (DEFAULT_ITERATIONS if default else PAPER_ITERATIONS),
+            nearest=nearest,
+            sweeps=int(default and not nearest) if self.refine is None else self.refine,
+            corrects_gain=default if self.gain is None else self.gain,
+            shrinks=default if self.shrink is None else self.shrink,
+            # rounding to nearest has no order
+            reorders=not nearest and (default if self.reorder is None else self.reorder),
+        )
 
-    def betas_for(self, bits: int, group_size: int) -> tuple[float, ...]:
+    def penalty(self, group_size: int) -> Penalty:
+        """Of a reduction without a choice."""
+        if self.alpha is not None:
+            return Linear(self.alpha)
+        if self.preset == "paper":
+            return Linear(_paper_alpha(group_size))
+        return Derived(STRENGTHS[0] if self.strength is None else self.strength)
+
+    def betas(self, bits: int, group_size: int) -> tuple[float, ...]:
         """The factors on the quantization step that groups choose from."""
         if self.beta is not None:
             return (self.beta,)
@@ -144,27 +162,19 @@ class MagRConfig:
             return (_paper_beta(bits, group_size),)
         return BETAS.get(bits, BETAS_FROM_4_BITS)
 
-    @property
-    def first_strength(self) -> float:
-        """The constant c of the derived penalty, without a search."""
-        return STRENGTHS[0] if self.strength is None else self.strength
-
-    def candidates(self, bits: int, group_size: int) -> tuple[Candidate, ...]:
-        """What every row is quantized under; plain GPTQ first, where a row may choose."""
-        strengths: tuple[float | None, ...]
-        if self.alpha_for(group_size) is not None:
-            strengths = (None,)
-        else:
-            strengths = STRENGTHS if self.strength is None else (self.strength,)
+    def _candidates(self, bits: int, group_size: int) -> tuple[Candidate, ...]:
         if isinstance(self.search, tuple):
-            return (Candidate.PLAIN, *(Candidate(c, (beta,)) for c, beta in self.search))
+            return (Candidate.PLAIN, *(Candidate(Derived(c), (beta,)) for c, beta in self.search))
         factors = self._factors(bits, group_size)
+        penalty = self.penalty(group_size)
         if not (self.preset == "default" if self.search is None else self.search):
-            return (Candidate(strengths[0], factors),)
-        return (Candidate.PLAIN, *(Candidate(c, factors) for c in strengths))
+            return (Candidate(penalty, factors),)
+        given = self.strength is not None or isinstance(penalty, Linear)
+        penalties = (penalty,) if given else tuple(map(Derived, STRENGTHS))
+        return (Candidate.PLAIN, *(Candidate(penalty, factors) for penalty in penalties))
 
     def _factors(self, bits: int, group_size: int) -> tuple[float, ...]:
-        betas = self.betas_for(bits, group_size)
+        betas = self.betas(bits, group_size)
         mirrored = () if len(betas) == 1 else tuple(-beta for beta in betas)
         return (*betas, *mirrored)
 
@@ -174,22 +184,9 @@ class MagRConfig:
             return replace(self, search=tuple(dict.fromkeys((c, beta) for c, _ in self.search)))
         return self if self.beta is not None else replace(self, beta=beta)
 
-    @property
-    def corrects_gain(self) -> bool:
-        """Whether the bias of every row's output is undone."""
-        return self.preset == "default" if self.gain is None else self.gain
 
-    @property
-    def sweeps(self) -> int:
-        """How many sweeps of coordinate descent follow the rounding."""
-        unasked = self.preset == "default" and self.rounding == "gptq"
-        return int(unasked) if self.refine is None else self.refine
-
-    def solver_iterations(self) -> int:
-        """How many iterations the preset's solver makes."""
-        if self.iterations is not None:
-            return self.iterations
-        return PAPER_ITERATIONS if self.preset == "paper" else DEFAULT_ITERATIONS
+def _paper_alpha(group_size: int) -> float:
+    return 1e-3 if group_size == -1 else 1e-4
 
 
 def _paper_beta(bits: int, group_size: int) -> float:

@@ -1,23 +1,73 @@
-"""A model's files, config and tokenizer, and what can be known from them before it is loaded."""
+"""What a quantization starts from: checked model files, config, tokenizer, calibration windows."""
 
 from __future__ import annotations
 
-import sys
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.app.quantizing.checks import PICKLES, check_model_folder
-from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.checks import PICKLES, check_model_folder
+from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.errors import InputError
+from magr_score.windows import model_limit
+
+HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 UNUSED_FILES = ("original/*", "onnx/*", "*.onnx", "*.gguf", "*.h5", "*.msgpack")
 
 
-def local_folder(job: Job) -> Path:
-    """The checked folder of the job's model; one from the hub is downloaded, pickles and code left out."""
-    folder = Path(job.model) if Path(job.model).is_dir() else _download(job)
-    check_model_folder(folder, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code)
+@dataclass(frozen=True)
+class Model:
+    """A model that is not loaded yet: its checked folder, config and tokenizer."""
+
+    folder: Path
+    config: Any
+    tokenizer: Any
+
+    def windows(self, calibration: str, *, samples: int, seqlen: int, seed: int) -> list[list[int]]:
+        """Calibration windows of a text, as `random_windows` draws them.
+
+        Args:
+            calibration: see `load_text`. seqlen: tokens a window; fewer where the model takes no more.
+
+        Raises:
+            InputError: a text that is too short, or a tokenizer of another model.
+        """
+        # verbose: transformers would warn that a whole text is too long for the model
+        tokens = self.tokenizer(load_text(calibration), verbose=False)["input_ids"]
+        windows = random_windows(tokens, samples, min(seqlen, model_limit(self.config)), seed)
+        check_vocabulary(windows, self.config)
+        return windows
+
+
+def find_model(model: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> str:
+    """The absolute path of a model folder whose files pass every check, or a hub id as it is."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        return str(path.absolute())
+    if path.exists() or not HUB_ID.fullmatch(model):
+        raise InputError(f"there is no model folder {model}; give a folder, or a hub id such as org/name")
+    return model
+
+
+def local_folder(model: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> Path:
+    """The checked folder of a model; one from the hub is downloaded, pickles and code left out."""
+    folder = Path(model) if Path(model).is_dir() else _download(model, allow_pickle, trust_remote_code)
+    check_model_folder(folder, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
     return folder
+
+
+def read_model(folder: Path, trust_remote_code: bool = False) -> Model:
+    """The model in a checked folder.
+
+    Raises:
+        InputError: what `load_model_files` and `check_all_weights` refuse.
+    """
+    config, tokenizer = load_model_files(str(folder), trust_remote_code)
+    check_all_weights(folder, config)
+    return Model(folder, config, tokenizer)
 
 
 def load_model_files(model: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -37,11 +87,6 @@ def load_model_files(model: str, trust_remote_code: bool = False) -> tuple[Any, 
         return config, AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"{where} {model} has no tokenizer to load: {first_line(error)}") from error
-
-
-def model_limit(config: Any) -> int:
-    """The longest context that the model's config allows."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
 
 
 def check_vocabulary(windows: list[list[int]], config: Any) -> None:
@@ -81,16 +126,16 @@ def check_all_weights(folder: Path, config: Any) -> None:
         )
 
 
-def _download(job: Job) -> Path:
+def _download(model: str, allow_pickle: bool, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    pickles = () if job.allow_pickle else PICKLES
-    code = () if job.trust_remote_code else ("*.py",)
+    pickles = () if allow_pickle else PICKLES
+    code = () if trust_remote_code else ("*.py",)
     try:
-        return Path(snapshot_download(job.model, ignore_patterns=[*UNUSED_FILES, *pickles, *code]))
+        return Path(snapshot_download(model, ignore_patterns=[*UNUSED_FILES, *pickles, *code]))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"there is no folder {job.model} here, and the hub gave no such model: {first_line(error)}"
+            f"there is no folder {model} here, and the hub gave no such model: {first_line(error)}"
         ) from error
 
 
