@@ -7,7 +7,7 @@ EXTRAS_autogptq := autogptq,cli,dev
 # most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
-.PHONY: setup demo test lint test-matrix test-peers audit
+.PHONY: setup demo test lint docs test-matrix test-peers audit
 
 setup:
 	@$(MAKE) --no-print-directory -j2 .venv/modern/.installed .venv/autogptq/.installed
@@ -36,6 +36,15 @@ lint: .venv/modern/.installed
 	.venv/modern/bin/ruff check .
 	.venv/modern/bin/ruff format --check .
 	.venv/modern/bin/mypy
+
+.venv/docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install -r requirements/docs.txt
+	@touch $@
+
+# into site/; a link that leads nowhere is an error
+docs: .venv/docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
 
 # other releases than the pinned ones, each in a fresh environment: `make test-matrix ROWS="torch-oldest"`
 test-matrix:

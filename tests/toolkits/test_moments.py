@@ -26,7 +26,7 @@ def model(tmp_path_factory) -> str:
 def inputs(model: str) -> torch.Tensor:
     """What the first layer is given on the calibration rows, [tokens, columns] float64."""
     seen = []
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
     loaded.get_submodule(LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
     for row in calibration_rows():
         loaded(input_ids=row[None])
