@@ -56,7 +56,7 @@ class Plan:
     iterations: of the solver.
     nearest: round to nearest, without spreading a column's error over the later ones.
     sweeps: of coordinate descent after rounding.
-    shrinks: whether the Hessian is regularised by its tokens' moments; see `reduction.shrinkage`.
+    shrinks: whether the Hessian is regularised by the number of its tokens; see `reduction.shrinkage`.
     reorders: whether columns are rounded by importance where a toolkit takes them as they come.
     stored: the dtype of scales in the checkpoint.
     corrects_gain: whether scales are fitted to the codes, and the bias of every row's output is undone.

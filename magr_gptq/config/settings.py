@@ -45,8 +45,8 @@ class MagRConfig:
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
         rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
-    shrink: mix the identity into a Hessian of few tokens, or of a few loud ones, as its own tokens' moments
-        say; where a toolkit lets them be counted. On but for preset "paper".
+    shrink: shrink what a Hessian of few tokens says of pairs of columns, by a share that it and their number
+        give. On but for preset "paper".
     reorder: round a layer's most important columns first, its groups as they are, where the toolkit would
         take the columns as they come. On but for preset "paper".
     """

@@ -40,7 +40,7 @@ class Given:
     """A layer as a toolkit has it.
 
     weight: [out, in], which stays. hessian: [in, in], to be overwritten.
-    moments: of the tokens in the Hessian, see `shrinkage.moments`; None where they were not counted.
+    tokens: how many the Hessian is made of; None where they were not counted.
     in_order: whether the toolkit rounds columns as they come, in groups of consecutive ones.
     share: see `reduce_each`.
     """
@@ -48,7 +48,7 @@ class Given:
     weight: Tensor
     hessian: Tensor
     plan: Plan
-    moments: Tensor | None = None
+    tokens: int | None = None
     in_order: bool = False
     share: Share | None = None
 
@@ -58,7 +58,7 @@ class Done:
     """What MagR made of a layer.
 
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
-    tokens: how many the Hessian is made of. shrinkage: the share of the identity that was mixed into it.
+    tokens: how many the Hessian is made of. shrinkage: the share by which its pairs were shrunk.
     """
 
     settled: Settled
@@ -86,7 +86,6 @@ class _Ready:
 
     given: Given
     order: Tensor | None
-    tokens: int | None
     shrinkage: float | None
 
     def handed_over(self, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +100,7 @@ class _Ready:
     def done(self, settled: Settled) -> Done:
         least = torch.finfo(self.given.plan.stored).tiny
         subnormal = (settled.rounded.scale.abs() < least).float().mean()
-        return Done(settled, float(subnormal), self.tokens, self.shrinkage)
+        return Done(settled, float(subnormal), self.given.tokens, self.shrinkage)
 
 
 def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:
@@ -128,20 +127,18 @@ def _ready(given: Given) -> _Ready | Aside:
         return Aside(UNREACHED, hessian, "unreached")
     if not given.weight.any():
         return Aside(ZERO, hessian, "unchanged")
-    tokens = share = order = None
+    share = order = None
     try:
-        if given.moments is not None:
-            tokens = int(given.moments[0])
-            if plan.shrinks:
-                rho = shrinkage(hessian, given.moments)
-                shrink_(hessian, rho)
-                share = float(rho)
+        if given.tokens and plan.shrinks:
+            rho = shrinkage(hessian, given.tokens)
+            shrink_(hessian, rho)
+            share = float(rho)
     except LAYER_ERRORS as error:
         return Aside(first_line(error), hessian)
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
         given = replace(given, plan=replace(plan, order=order))
-    return _Ready(given, order, tokens, share)
+    return _Ready(given, order, share)
 
 
 def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:

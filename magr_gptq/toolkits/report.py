@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from magr_gptq.reduction.kernels.fusing import failed_kernels, forget_failures
 from magr_gptq.toolkits.layer_step import Done
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class LayerReport:
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
-    tokens: how many the Hessian is made of.   shrinkage: the share of the identity mixed into it.
+    tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
@@ -166,6 +167,10 @@ class RunReport:
                 f"the scales of {len(coarse)} layers, such as {coarse[0]}, are too small for the dtype that "
                 "the checkpoint stores them in, and lose digits there; leave such layers out"
             )
+        failed = failed_kernels()
+        if failed:
+            errors = ", ".join(f"{name} ({error})" for name, error in failed.items())
+            texts.append(f"Triton kernels failed, and plain torch did their work, which is slower: {errors}")
         return "; ".join(texts) or None
 
 
@@ -177,6 +182,7 @@ def reported_run(config: Any) -> Iterator[RunReport]:
         NothingReducedError: the run went through, and no layer was reduced.
     """
     report = config.magr_report = RunReport()
+    forget_failures()
     yield report
     report.require_some()
     log.info(report.summary())

@@ -6,7 +6,9 @@ import itertools
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,9 +18,11 @@ from problems import hessian_of, weight_of
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.reduction import kernels
 from magr_gptq.reduction.groups import group_count
+from magr_gptq.reduction.kernels import fusing
 from magr_gptq.reduction.kernels.plain import plain_update_
 from magr_gptq.rounding import kernels as rounding_kernels
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
+from magr_gptq.toolkits.report import RunReport
 
 RELAXATION = 1.6
 # rows (of a batch), columns, group size: whole rows, groups, a short last group, a group wider than the row,
@@ -168,8 +172,11 @@ def prox_and_rest(v, t, metric, group_size: int, squared: bool) -> tuple[torch.T
     return z, v - z
 
 
-def compiled(kernel, folder, monkeypatch, constants: tuple, options: dict, floats: tuple[str, ...] = ()):
-    """What a kernel becomes for compute capability 9.0."""
+def compiled(
+    kernel, folder, monkeypatch, constants: tuple, options: dict, floats: tuple[str, ...] = (),
+    target: tuple[str, int | str, int] = ("cuda", 90, 32),
+):  # fmt: skip
+    """What a kernel becomes for a target, compute capability 9.0 unless given."""
     triton = pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder))
     names = kernel.arg_names
@@ -179,26 +186,47 @@ def compiled(kernel, folder, monkeypatch, constants: tuple, options: dict, float
     source = triton.compiler.ASTSource(
         fn=kernel, signature=types, constexprs=dict(zip(upper, constants, strict=True))
     )
-    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    return triton.compile(source, target=target, options=options)
+    gpu = triton.backends.compiler.GPUTarget(*target)
+    return triton.compile(source, target=gpu, options=options)
 
 
-@pytest.mark.parametrize("constants", [(True, True, True, 1, 4096), (False, False, False, 32, 128)])
-def test_the_update_compiles_without_a_gpu(constants, monkeypatch, tmp_path) -> None:
-    """For whole rows and for groups."""
+# A100, H100, B200, MI300
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "constants", [(True, True, True, 1, kernels.LONGEST), (False, False, False, 32, 128)], ids=str
+)
+def test_the_update_compiles_without_a_gpu(constants, target, monkeypatch, tmp_path) -> None:
+    """For the longest rows and for groups, in as many threads as a block has on each."""
     pytest.importorskip("triton")
-    from magr_gptq.reduction.kernels.fused import _update_kernel
+    from magr_gptq.reduction.kernels.fused import ELEMENTS_PER_WARP, _update_kernel
 
-    options = {"num_warps": 8}
-    assert compiled(_update_kernel, tmp_path, monkeypatch, constants, options, ("relaxation",)).asm["cubin"]
+    warp = TARGETS[target][2]
+    warps = min(1024 // warp, max(4, constants[-2] * constants[-1] // ELEMENTS_PER_WARP))
+    found = compiled(
+        _update_kernel, tmp_path, monkeypatch, constants, {"num_warps": warps}, ("relaxation",),
+        TARGETS[target],
+    )  # fmt: skip
+    assert found.asm["hsaco" if target.startswith("gfx") else "cubin"]
 
 
-def test_the_sweep_compiles_without_a_gpu(monkeypatch, tmp_path) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_sweep_compiles_without_a_gpu(target, monkeypatch, tmp_path) -> None:
     """Its multiplications and additions stay apart: a fused one would find moves where there are none."""
     pytest.importorskip("triton")
     from magr_gptq.rounding.kernels.fused import OPTIONS, ROWS, _sweep_kernel
 
-    found = compiled(_sweep_kernel, tmp_path, monkeypatch, (ROWS, 128), OPTIONS)
+    found = compiled(_sweep_kernel, tmp_path, monkeypatch, (ROWS, 128), OPTIONS, target=TARGETS[target])
+    if target.startswith("gfx"):
+        assert found.asm["hsaco"]
+        return
     assert found.asm["cubin"]
     assert "fma.rn.f32" not in found.asm["ptx"]
     assert "div.rn.f32" in found.asm["ptx"]
@@ -212,3 +240,66 @@ def test_the_kernels_are_for_cuda_only(monkeypatch) -> None:
     apply(kernels.update_, arguments(*UPDATES[0]))
     apply(rounding_kernels.sweep_block_, arguments(*SWEEPS[0]))
     assert not sys.modules.keys() & set(modules)
+
+
+def launches(monkeypatch, fused) -> list[torch.device]:
+    """Let a stand-in be the fused update of CPU tensors; the devices that are made current around it."""
+    current = []
+
+    @contextmanager
+    def device_of(matrix):
+        current.append(matrix.device)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(kernels, "can_fuse", lambda _: True)
+    monkeypatch.setitem(
+        sys.modules, "magr_gptq.reduction.kernels.fused", SimpleNamespace(fused_update_=fused)
+    )
+    fusing.forget_failures()
+    return current
+
+
+def test_a_kernel_is_launched_on_the_device_of_its_tensors(monkeypatch) -> None:
+    """Triton launches on the current device, and a model may be spread over several."""
+    current = launches(monkeypatch, plain_update_)
+    given = arguments(*UPDATES[0])
+    apply(kernels.update_, given)
+    assert current == [given["v"].device]
+
+
+def test_a_kernel_that_fails_is_left_to_its_twin_for_the_rest_of_the_run(monkeypatch) -> None:
+    """Compile and launch errors would otherwise end a run of hours."""
+    tried = []
+
+    def broken(*_, **__):
+        tried.append(1)
+        raise RuntimeError("PTX assembly failed\nmore of it")
+
+    launches(monkeypatch, broken)
+    given = arguments(*UPDATES[0])
+    with pytest.warns(UserWarning, match="kernel update failed .*PTX assembly failed.; plain torch"):
+        found = apply(kernels.update_, given)
+    again = apply(kernels.update_, given)
+    for name, twin in apply(plain_update_, given).items():
+        assert torch.equal(found[name], twin)
+        assert torch.equal(again[name], twin)
+    assert len(tried) == 1
+    assert "PTX assembly failed" in str(RunReport().warning())
+    fusing.forget_failures()
+    assert RunReport().warning() is None
+
+
+def test_a_device_that_is_short_of_memory_is_no_broken_kernel(monkeypatch) -> None:
+    def short(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    launches(monkeypatch, short)
+    with pytest.raises(torch.OutOfMemoryError):
+        apply(kernels.update_, arguments(*UPDATES[0]))
+    assert not fusing.failed_kernels()
+
+
+def test_rows_that_would_spill_are_left_to_the_twin(monkeypatch) -> None:
+    launches(monkeypatch, lambda *_, **__: pytest.fail("fused"))
+    apply(kernels.update_, update_arguments((1,), kernels.LONGEST + 1, -1, *VARIANTS[0]))

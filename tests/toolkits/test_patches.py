@@ -19,7 +19,7 @@ from tiny import save_tiny_model
 pytestmark = pytest.mark.long
 
 PATCHES = ROOT / "patches"
-LONGEST = 90
+LONGEST = 60
 
 RUN = {
     "modern": ("gptqmodel-7.6.0", "optimum-2.3.0", "llmcompressor-0.14.0"),

@@ -6,7 +6,7 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
-- `quantization.gptq.GPTQ.add_batch`: counts the moments of the tokens that go into the Hessian.
+- `quantization.gptq.GPTQ.add_batch`: counts the tokens that go into the Hessian.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
@@ -32,7 +32,6 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step
-from magr_gptq.toolkits.counting import counted
 from magr_gptq.toolkits.layer_step import Aside, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import shrunk_grid
@@ -119,12 +118,12 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def count_tokens(task: Any, inputs: Tensor) -> None:
-    """Add up the moments of what the toolkit adds to its Hessian; a convolution's patches are not counted.
+    """Count the tokens that the toolkit, which counts sequences, adds to its Hessian; not a convolution's.
 
     An AutoGPTQ with a field `magr` of its own calls this in `add_batch`.
     """
     if isinstance(task.layer, (torch.nn.Linear, Conv1D)):
-        task.magr_moments = counted(getattr(task, "magr_moments", None), inputs)
+        task.magr_tokens = getattr(task, "magr_tokens", 0) + inputs.shape[:-1].numel()
 
 
 def _count(original: Callable[..., None]) -> Callable[..., None]:
@@ -209,7 +208,7 @@ def _quantize_rows(
             weight.data = own
 
     given = Given(
-        _to_matrix(task.layer), task.H, plan, getattr(task, "magr_moments", None), in_order=not reorders
+        _to_matrix(task.layer), task.H, plan, getattr(task, "magr_tokens", None), in_order=not reorders
     )
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):

@@ -6,8 +6,6 @@ What is touched, why there, all undone by `Patches.undo`:
 - `GPTQ.quantize`, `GPTAQ.quantize`, `FOEM.quantize`: hand the candidate rows over as `module_copy`,
   which the toolkit rounds instead of a clone, while `module` is a stand-in of their shape; keep each
   row's best. Changed on the class, so every name bound to it, optimum's included, sees the change.
-- `GPTQ.compute_hessian_xtx`, through which every token goes into the Hessian: counts their moments.
-  `GPTQ.adopt_hessian_from`, by which a layer takes another's Hessian of the same input: takes them along.
 - `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
 - `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
   see `resume`.
@@ -34,7 +32,6 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.toolkits import layer_step
-from magr_gptq.toolkits.counting import counted
 from magr_gptq.toolkits.gptqmodel import config as config_field
 from magr_gptq.toolkits.gptqmodel import resume
 from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
@@ -64,8 +61,6 @@ def apply(patches: Patches) -> None:
         patches.require(GPTQ, name, parameters)
     for task_class in (GPTQ, GPTAQ, FOEM):
         patches.wrap(task_class, "quantize", _quantize_layer, ("self", "blocksize"))
-    patches.wrap(GPTQ, "compute_hessian_xtx", _count, ("self", "matrix"))
-    patches.wrap(GPTQ, "adopt_hessian_from", _adopt, ("self", "leader"))
     patches.wrap(BaseQModel, "quantize", _quantize_model)
     resume.apply(patches)
 
@@ -132,34 +127,6 @@ def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
     return quantize()
 
 
-def count_tokens(task: Any, inputs: torch.Tensor) -> None:
-    """Add up the moments of what the toolkit adds to its Hessian, where `magr` may ask for them.
-
-    A GPTQModel with a field `magr` of its own calls this in `compute_hessian_xtx`.
-    """
-    if getattr(task.qcfg, "magr", None) is None and not task.qcfg.dynamic:
-        return
-    with task.lock:
-        task.magr_moments = counted(getattr(task, "magr_moments", None), inputs)
-
-
-def _count(original: Callable[..., Any]) -> Callable[..., Any]:
-    def compute_hessian_xtx(self: Any, matrix: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = original(self, matrix)
-        count_tokens(self, matrix)
-        return product
-
-    return compute_hessian_xtx
-
-
-def _adopt(original: Callable[..., None]) -> Callable[..., None]:
-    def adopt_hessian_from(self: Any, leader: Any) -> None:
-        original(self, leader)
-        self.magr_moments = getattr(leader, "magr_moments", None)
-
-    return adopt_hessian_from
-
-
 def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
     config = task.qcfg
@@ -172,7 +139,8 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         weight=task.clone_module(device=hessian.device),
         hessian=hessian,
         plan=plan,
-        moments=getattr(task, "magr_moments", None),
+        # of GPTAQ and FOEM these are sequences
+        tokens=None if isinstance(task, (GPTAQ, FOEM)) else int(task.nsamples),
         # padding is cut off where it stands
         in_order=not config.desc_act and not task._tp_pad_cols,
         share=_share(task, plan),

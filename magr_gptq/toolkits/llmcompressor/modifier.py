@@ -10,8 +10,8 @@ What the subclass overrides, and why there:
 
 - `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
   each module that it owns. A stand-in with candidate rows is rounded in the module's place.
-- `calibrate_module`: counts the moments of the tokens that go into a Hessian, and
-  `_reduce_hessian_to_target_rank` sums those of torchrun's ranks, as it sums their Hessians.
+- `calibrate_module`: counts the tokens that go into a Hessian, and `_reduce_hessian_to_target_rank` sums
+  those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
 - `on_initialize`: refuses what MagR can't apply to. `on_finalize`: raises where nothing was reduced.
 """
@@ -39,7 +39,6 @@ from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.toolkits.counting import counted
 from magr_gptq.toolkits.layer_step import Aside, Given, descending_order, quantize_together
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, write_back
 from magr_gptq.toolkits.patching import Patches
@@ -76,7 +75,7 @@ class MagRGPTQModifier(GPTQModifier):
     magr: Any = Field(default=True, validate_default=True)
 
     _magr_report: RunReport = PrivateAttr(default_factory=RunReport)
-    _moments: dict[Any, Tensor] = PrivateAttr(default_factory=dict)
+    _tokens: dict[Any, Tensor] = PrivateAttr(default_factory=dict)
 
     @property
     def magr_report(self) -> RunReport:
@@ -127,16 +126,17 @@ class MagRGPTQModifier(GPTQModifier):
         return finalized
 
     def calibrate_module(self, module: Any, args: tuple[Tensor, ...], _output: Tensor) -> None:
-        """GPTQModifier's, which adds a batch to the Hessian; counts the moments of its tokens."""
+        """GPTQModifier's, which adds a batch to the Hessian and counts sequences; counts their tokens."""
         super().calibrate_module(module, args, _output)
         if self.magr is not None and isinstance(module, torch.nn.Linear):
-            self._moments[module] = counted(self._moments.get(module), args[0])
+            seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
+            self._tokens[module] = self._tokens.get(module, 0) + seen
 
     def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
-        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their moments, too."""
+        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their tokens, too."""
         for module in module_list:
-            if module in self._moments:
-                dist.reduce(self._moments[module], op=dist.ReduceOp.SUM, dst=module_to_rank[module])
+            if module in self._tokens:
+                dist.reduce(self._tokens[module], op=dist.ReduceOp.SUM, dst=module_to_rank[module])
         super()._reduce_hessian_to_target_rank(module_list, module_to_rank)
 
     def compress_modules(self) -> None:
@@ -176,7 +176,7 @@ class MagRGPTQModifier(GPTQModifier):
                 module.weight,
                 self._hessians.pop(module),
                 plan,
-                self._moments.pop(module, None),
+                int(self._tokens.pop(module, 0)) or None,
                 in_order=not module.quantization_scheme.weights.actorder,
             )
             for module, plan in zip(batch, plans, strict=True)
