@@ -8,6 +8,7 @@ names the first test that fails; the command fails where none does.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -75,27 +76,26 @@ MUTATIONS = [
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),
     Mutation(
-        "rounding/layer.py", "self._hessian.to(device) * self._unit", "self._hessian.to(device)", "layer"
+        "rounding/layer.py", "layer.hessian.to(device) * layer.unit", "layer.hessian.to(device)", "layer"
     ),
-    Mutation("rounding/layer.py", "self.factors.chunk(", "self.factors.flip(0).chunk(", "layer"),
-    Mutation("config.py", "PLAIN = Candidate(0.0)", "PLAIN = Candidate(0.0, (0.9,))", "config"),
-    Mutation("config.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
+    Mutation("rounding/layer.py", "plan.factors.to(device)", "plan.factors.flip(0).to(device)", "layer"),
+    Mutation("config/plan.py", "PLAIN = Candidate(None)", "PLAIN = Candidate(None, (0.9,))", "config"),
+    Mutation("config/settings.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
     Mutation("rounding/scales.py", "(original - quantized) @ hessian", "original @ hessian", "scales"),
     Mutation("rounding/scales.py", "change * _within_bounds(change)", "change * 1.0", "scales"),
     Mutation("rounding/scales.py", "quantized[:, some] @ hessian[some]", "quantized @ hessian", "scales"),
     Mutation("rounding/step.py", ".argmin(-1", ".argmax(-1", "factors"),
-    Mutation("rounding/layer.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
-    Mutation("config.py", "tuple(-beta for beta in betas)", "betas", "config"),
-    Mutation("rounding/layer.py", "if groups > 1:", "if groups > 99:", "layer"),
-    Mutation("rounding/layer.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
-    Mutation(
-        "rounding/layer.py", "highest=lowest + self._levels - 1", "highest=lowest + self._levels", "layer"
-    ),
+    Mutation("config/plan.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
+    Mutation("config/settings.py", "tuple(-beta for beta in betas)", "betas", "config"),
+    Mutation("rounding/settle.py", "if groups > 1:", "if groups > 99:", "layer"),
+    Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
+    Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
 ]
 
 
 def main() -> int:
     """Run the tests on the package as it is, then on every mutant."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         copy_into(copy)

@@ -53,7 +53,7 @@ def model(tmp_path_factory) -> str:
 @pytest.fixture
 def fake(monkeypatch) -> None:
     monkeypatch.setattr(run_module, "LANE", (FAKE_LANE,))
-    # tests/test_report_html.py looks at the figures, which take most of a short run's time
+    # test_report_html.py looks at the figures, which take most of a short run's time
     monkeypatch.setattr("magr_gptq.app.comparing.report._inline", lambda _: "")
     monkeypatch.setattr(
         "magr_gptq.app.comparing.figures.save_all", lambda _, folder: folder.mkdir(exist_ok=True)

@@ -24,7 +24,7 @@ def quantize_by_transformers(model_folder: str, out: Path, **settings):
 
 
 def quantize_by_optimum(model_folder: str, out: Path, **settings):
-    """`GPTQQuantizer` and its `save`; beside it, in OUT-pretrained, the same model's `save_pretrained`."""
+    """`GPTQQuantizer` and its `save`; next to it, in OUT-pretrained, the same model's `save_pretrained`."""
     rows = [{"input_ids": [row.tolist()], "attention_mask": [[1] * len(row)]} for row in calibration_rows()]
     quantizer = GPTQQuantizer(dataset=rows, **settings)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float16)

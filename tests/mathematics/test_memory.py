@@ -1,4 +1,4 @@
-"""How much memory `reduce` needs beside the weight and the Hessian that it is given."""
+"""How much memory `reduce` needs in addition to the weight and the Hessian that it is given."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from magr_gptq.reduction import solver
 def test_memory_is_four_weights_and_two_hessians(
     rows: int, config: MagRConfig, group_size: int, monkeypatch
 ) -> None:
-    """What torch allocates beside what it is given, at the peak; the tall layer is solved in chunks."""
+    """What torch allocates besides what it is given, at the peak; the tall layer is solved in chunks."""
     columns = 512
     monkeypatch.setattr(solver, "CHUNK_ELEMENTS", 2**20)
     weight = weight_of(rows, columns)

@@ -160,7 +160,7 @@ REFUSED = {
     "infinity in W": (with_entry(WEIGHT, -INF), HESSIAN, "weight holds NaN or infinity"),
     "NaN in H": (WEIGHT, with_entry(HESSIAN, NAN), "hessian holds NaN"),
     "infinity in H": (WEIGHT, with_entry(HESSIAN, INF), "hessian holds NaN or infinity"),
-    "NaN beside H's diagonal": (WEIGHT, HESSIAN.index_fill(1, torch.tensor(3), NAN), "hessian holds NaN"),
+    "NaN next to H's diagonal": (WEIGHT, HESSIAN.index_fill(1, torch.tensor(3), NAN), "hessian holds NaN"),
     "W too large": (WEIGHT * 1e30, HESSIAN, "scale it down"),
     "W too large for float32": (WEIGHT.double() * 1e300, HESSIAN, "weight holds NaN or infinity"),
     "negative diagonal": (WEIGHT, lowered(1e-2), "on its diagonal"),

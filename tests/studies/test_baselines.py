@@ -153,7 +153,7 @@ def test_derived_penalty_equals_gptqs_expected_loss() -> None:
             (2 * group.abs().amax(-1) / (2**bits - 1)).square() / 12 * share.sum()
             for group, share in zip(groups, columns, strict=True)
         )
-        # the penalty stands beside ½ of the squared error
+        # the penalty stands next to ½ of the squared error
         found = derived_penalty(factor, bits, group_size, strength=0.5).of(weight)
         torch.testing.assert_close(found, 0.5 * expected / 2)
 

@@ -168,7 +168,7 @@ def test_the_document_has_the_tables_of_today() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    """Two equal layers on two ranks take half as long; a wide one beside them waits for nobody."""
+    """Two equal layers on two ranks take half as long; a wide one next to them waits for neither."""
     equal = [scaling.Blocks(3, (scaling.Input(64, (8, 8)),))]
     alone, shared = (scaling.seconds_on_ranks(equal, ranks) for ranks in (1, 2))
     assert shared == pytest.approx(alone / 2)

@@ -104,7 +104,7 @@ def label(shape: str, settings: dict) -> str:
 
 @pytest.fixture(scope="module")
 def round_trips(tiny, tmp_path_factory) -> Path:
-    """Every checkpoint beside the weights that GPTQ rounded to, then dequantized by a vanilla process."""
+    """Every checkpoint with the weights that GPTQ rounded to, then dequantized by a vanilla process."""
     root = tmp_path_factory.mktemp("round-trips")
     folders = [root / label(*case) for case in ROUND_TRIPS]
     with magr_gptq.enabled("auto-gptq"), pytest.MonkeyPatch.context() as patch:

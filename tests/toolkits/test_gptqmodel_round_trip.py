@@ -25,7 +25,7 @@ ROUND_TRIPS = list(
 
 @pytest.fixture(scope="module")
 def round_trips(tmp_path_factory) -> Path:
-    """Every checkpoint beside the weights that GPTQ rounded to, then dequantized by a vanilla process."""
+    """Every checkpoint with the weights that GPTQ rounded to, then dequantized by a vanilla process."""
     root = tmp_path_factory.mktemp("round-trips")
     model_folder = str(save_tiny_model("llama", root / "model"))
     saved, recorded = [], {}

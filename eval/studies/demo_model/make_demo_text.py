@@ -48,7 +48,8 @@ All are in the public domain. Every book gives an equal share of each file.
 {books}
 
 `evaluation.txt` comes only from the last 4 % of the characters of each book, which the demo model
-was not trained on; `calibration.txt` only from the first 96 %. `eval/make_demo_text.py` cuts both.
+was not trained on; `calibration.txt` only from the first 96 %.
+`eval/studies/demo_model/make_demo_text.py` cuts both.
 """
 
 

@@ -72,7 +72,7 @@ def gptq(rows: int, columns: int) -> float:
 
 
 def peak_bytes(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> float:
-    """Beyond float32 weight and Hessian: two products; four chunks beside finished rows, or two results."""
+    """Beyond float32 weight and Hessian: two products; four chunks and the finished rows, or two results."""
     size, chunk = rows * columns, min(rows * columns, elements)
     return FLOAT * (2 * columns**2 + max(size + 3 * chunk, 2 * size))
 

@@ -6,7 +6,7 @@
 
 `run` measures every layer of the suites (or of `--shapes`, rows x columns) that has no result in
 `--out` yet, so it can be resumed on the same machine with the same settings; it draws seconds against
-width beside the JSON. Layers are made up, with a power-law spectrum, or the demo model's own. Repeats
+width next to the JSON. Layers are made up, with a power-law spectrum, or the demo model's own. Repeats
 of the methods alternate. On the CPU, only some of a descent's 150 steps are timed, and scaled, where all
 would take minutes ("timed_steps" in the results, ~ in the table). Quality is that of 256 rows after all
 steps. `table` prints what was measured, with ratios.
