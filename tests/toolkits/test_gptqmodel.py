@@ -13,7 +13,7 @@ import pytest
 import torch
 from bad_models import save_tiny
 from problems import hessian_of, weight_of
-from seams import orders_given
+from seams import layers_given, orders_given
 from short_memory import CALLS, end_memory
 from tiny import calibration_rows, save_tiny_model
 from transformers import AutoConfig
@@ -360,6 +360,19 @@ def test_what_leads_back_to_the_weight_is_refused_where_the_target_is_another(
         QuantizeConfig(bits=3, group_size=32, magr=magr, **method)
     with pytest.raises(ValueError, match="corrects for errors of earlier layers"):
         QuantizeConfig(bits=3, group_size=32, dynamic={r"+:.*down_proj": {"magr": magr}}, **method)
+
+
+@pytest.mark.parametrize(
+    "method", [{"gptaq": {"alpha": 0.25}}, {"foem": {"alpha": 0.25, "beta": 0.2}}], ids=str
+)
+def test_columns_stay_in_order_where_the_toolkit_corrects_for_earlier_layers(
+    method: dict, tiny, switched_on, monkeypatch
+) -> None:
+    """Its correction is a matrix of the columns in their own order, and it counts sequences for tokens."""
+    seen = layers_given(monkeypatch)
+    quantize(tiny["llama"], bits=3, group_size=32, magr=True, **method)
+    assert len(seen) == 7
+    assert not any(given.in_order or given.tokens for given in seen)
 
 
 def test_after_nan_the_toolkit_retries_on_the_layers_own_weight(switched_on, monkeypatch) -> None:

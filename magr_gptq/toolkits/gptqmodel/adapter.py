@@ -135,14 +135,15 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     if plan.nearest:
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()
+    corrects = isinstance(task, (GPTAQ, FOEM))
     given = Given(
         weight=task.clone_module(device=hessian.device),
         hessian=hessian,
         plan=plan,
-        # of GPTAQ and FOEM these are sequences
-        tokens=None if isinstance(task, (GPTAQ, FOEM)) else int(task.nsamples),
-        # padding is cut off where it stands
-        in_order=not config.desc_act and not task._tp_pad_cols,
+        # where earlier layers are corrected for these are sequences
+        tokens=None if corrects else int(task.nsamples),
+        # padding is cut off where it stands, and a correction has its columns in their own order
+        in_order=not (config.desc_act or task._tp_pad_cols or corrects),
         share=_share(task, plan),
     )
     rounding = Rounding(task, quantize, _kind(plan))
@@ -152,6 +153,8 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         return rounding.found  # the retry has quantized the layer's own weight
     if isinstance(done, Aside):
         task.H = done.hessian
+        # it may be shrunk, and must not serve other layers
+        task._disable_shared_hessian_cache()
         _step_aside(task, skipped=done.reason, aside=done.outcome)
         return quantize()
     return _result(task, done, rounding.found)
