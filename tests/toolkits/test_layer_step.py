@@ -1,0 +1,165 @@
+"""The one road of all adapters: what a layer's numbers or memory raise ends no run, and is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import hessian_of, weight_of
+from torch import Tensor
+
+from magr_gptq import MagRConfig
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits.layer_step import Aside, Done, Given, quantize_layer, quantize_together
+
+pytestmark = pytest.mark.environments("modern")
+
+BITS, GROUP, ROWS, COLUMNS = 3, 16, 6, 64
+FAULTS = [
+    ValueError("not positive definite"),
+    TypeError("Cannot convert a MPS Tensor to float64 dtype"),
+    torch.linalg.LinAlgError("linalg.eigh: failed to converge"),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    MemoryError("no room"),
+    ZeroDivisionError("division by zero"),
+]
+
+
+def given(seed: int = 0, **changes) -> Given:
+    plan = MagRConfig().resolve(BITS, GROUP)
+    settings = {"tokens": 100, "in_order": True, **changes}
+    return Given(weight_of(ROWS, COLUMNS, seed), hessian_of(COLUMNS, seed), plan, **settings)
+
+
+def to_nearest(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+    """A toolkit that rounds to nearest, and overwrites what it was given."""
+    groups = rows.view(len(rows), -1, GROUP)
+    scale = groups.abs().amax(2) * 2 / (2**BITS - 1) * factors[:, :1]
+    zero = torch.full_like(scale, 2 ** (BITS - 1))
+    codes = (groups / scale[..., None] + zero[..., None]).round().clamp(0, 2**BITS - 1)
+    weight = ((codes - zero[..., None]) * scale[..., None]).flatten(1)
+    rows.zero_(), hessian.zero_()
+    return Rounded(weight, scale, zero, torch.arange(COLUMNS) // GROUP)
+
+
+def loss(one: Given, weight: Tensor) -> float:
+    error = one.weight - weight
+    return float((error @ hessian_of(COLUMNS) * error).sum())
+
+
+def test_a_layer_is_done_in_its_own_order_of_columns() -> None:
+    one = given()
+    done = quantize_layer(one, to_nearest)
+    assert isinstance(done, Done)
+    assert done.tokens == 100
+    assert 0 < done.shrinkage < 1
+    found = done.settled.rounded
+    codes = found.weight / found.scale[:, found.group_of]
+    torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
+    plain = to_nearest(given().weight.clone(), torch.ones(ROWS, 1), torch.zeros(COLUMNS, COLUMNS))
+    assert loss(one, found.weight) < 0.7 * loss(one, plain.weight)
+
+
+def test_what_is_rounded_is_most_important_first_and_groups_stay_whole() -> None:
+    seen = []
+
+    def look(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        seen.append((rows.clone(), hessian.diagonal().clone()))
+        return to_nearest(rows, factors, hessian)
+
+    one = given()
+    quantize_layer(one, look)
+    rows, diagonal = seen[0]
+    firsts = diagonal.view(-1, GROUP)
+    assert torch.equal(firsts, firsts.sort(descending=True).values)
+    assert torch.equal(firsts[:, 0], firsts[:, 0].sort(descending=True).values)
+    # plain GPTQ's rows are the weight's own
+    assert torch.equal(rows[:ROWS].sort(1).values, one.weight.sort(1).values)
+    quantize_layer(given(in_order=False), look)
+    assert torch.equal(seen[1][0][:ROWS], one.weight)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+@pytest.mark.parametrize("place", ["shrinkage", "prepare", "settle"])
+def test_a_fault_before_or_after_rounding_leaves_the_layer_to_the_toolkit(place, fault, monkeypatch) -> None:
+    def broken(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(layer_step, place, broken)
+    aside = quantize_layer(given(), to_nearest)
+    assert isinstance(aside, Aside)
+    assert aside.outcome == "skipped"
+    assert aside.reason == str(fault)
+    # usable: neither what the toolkit overwrote, nor another one
+    torch.testing.assert_close(aside.hessian.diagonal(), hessian_of(COLUMNS).diagonal())
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_a_fault_of_the_toolkits_rounding_leaves_the_layer_to_it(fault) -> None:
+    def broken(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        rows.zero_(), hessian.zero_()
+        raise fault
+
+    short = isinstance(fault, (torch.OutOfMemoryError, MemoryError)) or "allocate" in str(fault)
+    with pytest.warns(UserWarning, match="one by one") if short else nothing():
+        aside = quantize_layer(given(), broken)
+    assert aside.reason == str(fault)
+    torch.testing.assert_close(aside.hessian.diagonal(), hessian_of(COLUMNS).diagonal())
+
+
+def nothing():
+    from contextlib import nullcontext
+
+    return nullcontext()
+
+
+def test_where_memory_ends_candidates_go_one_by_one_and_give_the_same() -> None:
+    whole = quantize_layer(given(), to_nearest).settled.rounded
+
+    def short(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        if len(rows) > ROWS:
+            rows.zero_(), hessian.zero_()
+            raise torch.OutOfMemoryError("no room")
+        return to_nearest(rows, factors, hessian)
+
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU"):
+        apart = quantize_layer(given(), short).settled.rounded
+    torch.testing.assert_close(apart.weight, whole.weight)
+    torch.testing.assert_close(apart.scale, whole.scale)
+
+
+def test_errors_that_are_no_layers_end_the_run() -> None:
+    def broken(*_):
+        raise KeyError("a mistake in the code")
+
+    with pytest.raises(KeyError, match="a mistake"):
+        quantize_layer(given(), broken)
+
+
+def test_unreached_and_zero_layers_are_what_they_are() -> None:
+    plan = MagRConfig().resolve(BITS, GROUP)
+    weight, hessian = weight_of(ROWS, COLUMNS), hessian_of(COLUMNS)
+    unreached = quantize_layer(Given(weight, torch.zeros_like(hessian), plan), to_nearest)
+    assert (unreached.outcome, unreached.reason) == ("unreached", layer_step.UNREACHED)
+    zero = quantize_layer(Given(torch.zeros_like(weight), hessian, plan), to_nearest)
+    assert (zero.outcome, zero.reason) == ("unchanged", layer_step.ZERO)
+
+
+def test_layers_together_are_as_each_by_itself_and_one_bad_one_spoils_no_other() -> None:
+    def round_all(passes) -> list[Rounded]:
+        return [to_nearest(*one) for _, *one in passes]
+
+    alone = [quantize_layer(given(seed), to_nearest).settled.rounded.weight for seed in range(3)]
+    for one, found in zip(
+        alone, quantize_together([given(seed) for seed in range(3)], round_all), strict=True
+    ):
+        torch.testing.assert_close(found.settled.rounded.weight, one)
+
+    bad = given(1)
+    bad.weight[2, 3] = torch.nan
+    first, broken, last = quantize_together([given(0), bad, given(2)], round_all)
+    assert isinstance(broken, Aside)
+    assert "NaN" in broken.reason
+    torch.testing.assert_close(first.settled.rounded.weight, alone[0])
+    torch.testing.assert_close(last.settled.rounded.weight, alone[2])
