@@ -90,6 +90,41 @@ MUTATIONS = [
     Mutation("rounding/settle.py", "if groups > 1:", "if groups > 99:", "layer"),
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
     Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
+    Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),
+    Mutation("reduction/shrinkage.py", "diagonal.copy_(kept)", "pass", "shrinkage"),
+    Mutation("reduction/shrinkage.py", "(live * (live - 1))", "(live * live)", "shrinkage"),
+    Mutation("reduction/kernels/fusing.py", "if name not in _failed:", "if True:", "kernels"),
+    Mutation("reduction/kernels/fusing.py", "torch.cuda.device_of(matrix)", "nullcontext()", "kernels"),
+    Mutation(
+        "rounding/order.py",
+        "values[:, 0].argsort(descending=True",
+        "values[:, 0].argsort(descending=False",
+        "order",
+    ),
+    Mutation(
+        "rounding/order.py",
+        "rounded.group_of[order[first]].argsort()",
+        "rounded.group_of[order[first]]",
+        "order",
+    ),
+    Mutation("rounding/rounded.py", "held.isfinite() & (held != 0)", "held.isfinite()", "layer"),
+    Mutation(
+        "toolkits/layer_step.py", "else layer.hessian * layer.unit)", "else given.hessian)", "layer_step"
+    ),
+    Mutation(
+        "toolkits/layer_step.py",
+        "hessian = rows[:, order], hessian[order][:, order]\n        return",
+        "hessian = rows, hessian\n        return",
+        "layer_step",
+    ),
+    Mutation("toolkits/layer_step.py", "is_out_of_memory(failed)", "False", "layer_step"),
+    Mutation(
+        "toolkits/layer_step.py",
+        "layers[number].given.hessian.copy_(",
+        "layers[number].given.hessian.mul_(",
+        "layer_step",
+    ),
+    Mutation("toolkits/layer_step.py", "if not hessian.diagonal().any()", "if False", "layer_step"),
 ]
 
 
@@ -145,7 +180,7 @@ def try_out(folder: Path, mutation: Mutation) -> str | None:
 
 def first_failure(folder: Path, tests: str) -> str | None:
     """The name of the first test to fail in these files, or None where all pass."""
-    files = [f"tests/mathematics/test_{name}.py" for name in tests.split()]
+    files = [str(file) for name in tests.split() for file in (folder / "tests").rglob(f"test_{name}.py")]
     arguments = ["-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-k", "not memory_peak"]
     done = run(folder, *arguments, *files)
     if done.returncode == 0:
