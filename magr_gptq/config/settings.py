@@ -14,8 +14,8 @@ from magr_gptq.config.plan import Candidate, Derived, Linear, Penalty, Plan
 PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
 
-# chosen by perplexity (eval/README.md): c, of which each row takes the best, or plain GPTQ; without a search
-# the first, as the weakest is the safest
+# chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
+# search the first, as the weakest is the safest
 STRENGTHS = (0.03, 0.06, 0.12)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}

@@ -12,7 +12,7 @@ from magr_gptq.reduction.hessian import ScaledHessian, shifted_cholesky
 from magr_gptq.reduction.kernels import update_
 from magr_gptq.reduction.penalty import LinfPenalty
 
-# all found by the gap to the float64 minimum on real layers: eval/convergence.py.
+# all found by the gap to the float64 minimum on real layers: eval/studies/convergence.
 # A loose metric finds where the minimum is, a tight one settles there
 LOOSE, TIGHT = 0.01, 0.2
 EVEN = 0.1

@@ -12,7 +12,7 @@ def squared_norm(rows: Tensor, hessian: Tensor) -> Tensor:
     return norms
 
 
-# how many times extra the shrinkage counts; chosen by perplexity (eval/README.md)
+# how many times extra the shrinkage counts; chosen by perplexity (eval/studies/choice)
 KAPPA = 3.0
 
 

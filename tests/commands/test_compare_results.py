@@ -12,6 +12,8 @@ from magr_gptq.app.comparing import table
 from magr_gptq.app.comparing.cells import UNQUANTIZED, Cell
 from magr_gptq.app.comparing.formats import decimal, duration, signed, size
 from magr_gptq.app.comparing.results import (
+    PERPLEXITY,
+    Table,
     accuracy_tables,
     costs,
     divergence_tables,
@@ -169,3 +171,9 @@ def test_numbers_as_people_read_them() -> None:
     assert [signed(x) for x in (0.5, -0.5, None)] == ["+0.50", "−0.50", "–"]
     assert [size(x) for x in (3.5e6, 4.1e9)] == ["3.5 MB", "4.10 GB"]
     assert [duration(x) for x in (9.96, 600, 36000)] == ["10.0 s", "10.0 min", "10.0 h"]
+
+
+def test_a_table_without_rows_is_shown_as_one() -> None:
+    """Every cell may have failed; the command then has to say so, not to fail itself."""
+    shown = table.terminal(Table(PERPLEXITY, "prose", 25.0, None, ()))
+    assert shown.row_count == 0

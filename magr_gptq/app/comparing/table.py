@@ -54,8 +54,8 @@ def terminal(table: Table) -> Shown:
     shown.add_column("method")
     for heading in headings(table):
         shown.add_column(heading, justify="right")
-    for row, following in zip(table.rows, [*table.rows[1:], None], strict=True):
-        ends = following is None or following.grid != row.grid
+    for number, row in enumerate(table.rows, start=1):
+        ends = number == len(table.rows) or table.rows[number].grid != row.grid
         shown.add_row(row.grid, row.label, *entries(table, row), end_section=ends)
     return shown
 
