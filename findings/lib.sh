@@ -1,0 +1,46 @@
+# Sourced by every finding: an environment of its own, the header printed, the verdict returned.
+#   install PACKAGE...   a fresh venv with torch first; FINDINGS_CACHE=DIR keeps venvs, one for each list
+#   see <<'PY'           runs in that venv, in an empty folder; findings/finding.py is importable
+# Exit status: 0 as stated, 1 the behaviour has changed, 2 the packages could not be installed.
+set -euo pipefail
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+TORCH=torch==2.13.0
+PYTHON=${PYTHON:-python3.11}
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+
+# quiet, offline, on the CPU: what a toolkit would fetch or draw says nothing about it
+export CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HOME="$WORK/hf" TOKENIZERS_PARALLELISM=false
+export GPTQMODEL_CPU_WORKERS=2 GPTQMODEL_DISABLE_PACK_EXT=1 LOGBAR_ANIMATION=0 TORCHDYNAMO_DISABLE=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONPATH="$HERE" PYTHONWARNINGS=ignore
+export PYTHONDONTWRITEBYTECODE=1
+
+# the comment under the script's first line is the finding
+sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
+echo
+
+install() {
+  local key="$TORCH $*" folder="$WORK/venv"
+  if [ -n "${FINDINGS_CACHE:-}" ]; then
+    folder=$(mkdir -p "$FINDINGS_CACHE" && cd "$FINDINGS_CACHE" && pwd)/$(echo "$key" | sha256sum | cut -c1-16)
+  fi
+  if [ ! -e "$folder/.installed" ]; then
+    rm -rf "$folder"
+    { "$PYTHON" -m venv "$folder" && echo "$TORCH" >"$folder/torch.txt" \
+      && "$folder/bin/python" -m pip install -q --no-compile "$TORCH" \
+      && "$folder/bin/python" -m pip install -q --no-compile -c "$folder/torch.txt" "$@" \
+      && touch "$folder/.installed"; } >"$WORK/install.log" 2>&1 || { tail -20 "$WORK/install.log"; exit 2; }
+  fi
+  VENV=$folder
+  cd "$WORK"
+}
+
+# what toolkits log is shown only where the script itself failed; 9 is finding.py's verdict
+see() {
+  local status=0
+  "$VENV/bin/python" - "$@" 2>log || status=$?
+  [ $status = 0 ] && return
+  [ $status = 9 ] || { echo "CHANGED    the script ended with an error"; tail -15 log; }
+  exit 1
+}
