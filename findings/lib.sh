@@ -6,6 +6,9 @@ set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TORCH=torch==2.13.0
+# what GPTQ's users have in one environment; one list for many findings, so that a cache holds it once
+TOOLKITS="gptqmodel==7.6.0 llmcompressor==0.14.0 optimum==2.3.0 peft==0.21.2 lm-eval==0.4.13 transformers==5.17.0
+ numpy==2.2.6"
 PYTHON=${PYTHON:-python3.11}
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -21,10 +24,8 @@ sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
 echo
 
 install() {
-  local key="$TORCH $*" folder="$WORK/venv"
-  if [ -n "${FINDINGS_CACHE:-}" ]; then
-    folder=$(mkdir -p "$FINDINGS_CACHE" && cd "$FINDINGS_CACHE" && pwd)/$(echo "$key" | sha256sum | cut -c1-16)
-  fi
+  local kept=${FINDINGS_CACHE:-$WORK/venv} folder
+  folder=$(mkdir -p "$kept" && cd "$kept" && pwd)/$(echo "$TORCH $*" | sha256sum | cut -c1-16)
   if [ ! -e "$folder/.installed" ]; then
     rm -rf "$folder"
     { "$PYTHON" -m venv "$folder" && echo "$TORCH" >"$folder/torch.txt" \
@@ -36,10 +37,10 @@ install() {
   cd "$WORK"
 }
 
-# what toolkits log is shown only where the script itself failed; 9 is finding.py's verdict
+# finding.py writes to descriptor 3; what toolkits print is shown only where the script failed; 9 is its verdict
 see() {
   local status=0
-  "$VENV/bin/python" - "$@" 2>log || status=$?
+  "$VENV/bin/python" - 3>&1 >log 2>&1 || status=$?
   [ $status = 0 ] && return
   [ $status = 9 ] || { echo "CHANGED    the script ended with an error"; tail -15 log; }
   exit 1
