@@ -9,7 +9,7 @@
 #         weight_scaling_impl_type="parameter_from_stats". Brevitas' own example for language models sets it.
 # Ours:   comparisons with Brevitas set it and assert that the weights have moved.
 . "$(dirname "$0")/lib.sh"
-install brevitas==0.13.4 transformers==5.17.0
+install $PEERS
 see <<'PY'
 import brevitas.nn as qnn
 import torch

@@ -3,12 +3,12 @@
 #
 # Guess:  MagR helps what comes after it: Qronos after MagR is better than Qronos, as GPTQ after MagR is than GPTQ.
 # Seen:   magr_mode keeps the original weight by default, and Qronos (GPFQ too) solves for that one. Of MagR only
-#         the smaller scale is left, to which the larger weights are then clipped: no better than without MagR,
-#         while GPTQ gains a tenth. With create_weight_orig=False in magr_mode Qronos gains as well.
+#         the smaller scale is left, to which the larger weights are then clipped: a little worse than without
+#         MagR, while GPTQ gains a tenth. With create_weight_orig=False in magr_mode Qronos gains as well.
 # Why:    "MagR + Qronos" by the defaults of both reads as "MagR does not combine with Qronos".
 # Ours:   our step hands the reduced weight on and keeps no other: docs say which weight the rounding aims at.
 . "$(dirname "$0")/lib.sh"
-install brevitas==0.13.4 transformers==5.17.0
+install $PEERS
 see <<'PY'
 import brevitas.nn as qnn
 import torch

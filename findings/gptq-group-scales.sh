@@ -66,7 +66,7 @@ oneshot(model=model, dataset=data, recipe=[modifier], num_calibration_samples=16
 seen = unquantized(query(model).weight_scale)
 expect("llm-compressor: groups with the unquantized weight's scale", seen, seen == [1] * 8)
 PY
-install neural-compressor-pt==3.10 nvidia-modelopt==0.47.0 amd-quark==0.13 transformers==5.17.0 accelerate==1.15.0
+install $PEERS
 see <<'PY'
 import modelopt.torch.quantization as mtq
 from finding import expect, versions

@@ -9,6 +9,9 @@ TORCH=torch==2.13.0
 # what GPTQ's users have in one environment; one list for many findings, so that a cache holds it once
 TOOLKITS="gptqmodel==7.6.0 llmcompressor==0.14.0 optimum==2.3.0 peft==0.21.2 lm-eval==0.4.13 transformers==5.17.0
  numpy==2.2.6"
+# other quantizers, which have no common pins with those
+PEERS="brevitas==0.13.4 hqq==0.2.8.post1 neural-compressor-pt==3.10 nvidia-modelopt==0.47.0 amd-quark==0.13
+ auto-round==0.16.1 transformers==5.17.0 accelerate==1.15.0"
 PYTHON=${PYTHON:-python3.11}
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
