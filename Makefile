@@ -7,7 +7,7 @@ EXTRAS_autogptq := autogptq,cli,dev
 # most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
-.PHONY: setup demo test lint test-matrix test-peers audit findings
+.PHONY: setup demo test lint docs test-matrix test-peers audit findings
 
 setup:
 	@$(MAKE) --no-print-directory -j2 .venv/modern/.installed .venv/autogptq/.installed
@@ -37,13 +37,22 @@ lint: .venv/modern/.installed
 	.venv/modern/bin/ruff format --check .
 	.venv/modern/bin/mypy
 
+.venv/docs/.installed: requirements/docs.txt
+	$(PYTHON) -m venv .venv/docs
+	.venv/docs/bin/python -m pip install -r requirements/docs.txt
+	@touch $@
+
+# into site/; a link that leads nowhere is an error
+docs: .venv/docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
+
 # other releases than the pinned ones, each in a fresh environment: `make test-matrix ROWS="torch-oldest"`
 test-matrix:
-	$(PYTHON) eval/matrix.py $(ROWS)
+	$(PYTHON) -m tools.matrix $(ROWS)
 
 # the toolkits' own tests: `make test-peers PEERS="gptqmodel=DIR"` has their sources at hand
 test-peers: .venv/modern/.installed
-	.venv/modern/bin/python eval/peers.py $(PEERS)
+	.venv/modern/bin/python -m tools.peers $(PEERS)
 
 # what other toolkits do, checked again in fresh environments: `make findings NAMES="static-groups"`
 findings:

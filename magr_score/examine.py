@@ -1,30 +1,23 @@
-"""What a checkpoint costs at inference and how far each layer strays, without magr_gptq.
-
-    python -I -m magr_score.examine '{"checkpoint": FOLDER, "original": FOLDER, ...}'
+"""What a checkpoint costs at inference, and how far each layer strays.
 
 The checkpoint generates first, in a process that has held no other model; then
-every quantized layer is given the input that its unquantized twin gets in the original model. One
-JSON line goes to stdout, everything that a toolkit prints to stderr.
+every quantized layer is given the input that its unquantized twin gets in the original model.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import statistics
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-# first, as it sets what torch reads when it is imported
-from magr_score.perplexity import ENGINES, cut_windows, load_transformers, model_limit
+import torch
 
-import torch  # isort: skip
+from magr_score.loaders import LOADERS, device, load_original
+from magr_score.windows import read_windows
 
 PROMPT, GENERATED, REPEATS = 64, 64, 5
 LAYER_WINDOWS = 8
@@ -44,14 +37,21 @@ def inference(model: Any, window: torch.Tensor) -> dict[str, Any]:
     )  # fmt: skip
     generate()
     rates = [count / _seconds(generate, on_gpu) for _ in range(REPEATS)]
-    # Linux counts in KiB, macOS in bytes
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "tokens_per_second": statistics.median(rates),
         "rates": rates,
         "generated": count,
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else resident,
+        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else _peak_resident(),
     }
+
+
+def _peak_resident() -> int:
+    """The most bytes of memory that this process has had."""
+    # of Unix alone
+    import resource
+
+    # Linux counts in KiB, macOS in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _seconds(call: Callable[[], Any], on_gpu: bool) -> float:
@@ -84,41 +84,16 @@ def layer_errors(original: Any, quantized: Any, windows: torch.Tensor) -> dict[s
     return {name: error / energy for name, (error, energy) in sums.items() if energy}
 
 
-def load_original(folder: str, device: str) -> Any:
-    """The unquantized model: as the scorer has it, or in 16 bits on as many GPUs as it takes."""
-    if device == "cpu":
-        return load_transformers(folder, device)
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float16, device_map="auto")
-
-
 def examine(request: dict[str, Any]) -> dict[str, Any]:
-    """Load, generate, compare the layers."""
-    from transformers import AutoConfig, AutoTokenizer
+    """Load, generate, compare the layers.
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    folder, original = request["checkpoint"], request["original"]
-    text = Path(request["text"]).read_text(encoding="utf-8")
-    seqlen = min(request["seqlen"], model_limit(AutoConfig.from_pretrained(folder)))
-    tokens = AutoTokenizer.from_pretrained(folder)(text)["input_ids"]
-    windows = cut_windows(tokens, seqlen, LAYER_WINDOWS).to(device)
-    load = ENGINES[request["engine"]][0]
-    quantized = load(folder, "cuda:0" if device == "cuda" else device).eval()
+    Args:
+        request: checkpoint and original, folders; engine, of `LOADERS`; text and seqlen, see `read_windows`.
+    """
+    windows = read_windows(request["checkpoint"], request["text"], request["seqlen"], LAYER_WINDOWS)
+    windows = windows.to(device())
+    quantized = LOADERS[request["engine"]].load(request["checkpoint"], device())
     return {
-        "inference": {**inference(quantized, windows[:1]), "device": device},
-        "layer_errors": layer_errors(load_original(original, device).eval(), quantized, windows),
+        "inference": {**inference(quantized, windows[:1]), "device": windows.device.type},
+        "layer_errors": layer_errors(load_original(request["original"], device()), quantized, windows),
     }
-
-
-def main() -> None:
-    """Answer with one JSON line on the real stdout; toolkits print banners to the other."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    result = examine(json.loads(sys.argv[1]))
-    assert "magr_gptq" not in sys.modules, "magr_gptq was imported: this proves nothing"
-    print(json.dumps(result), file=answer, flush=True)
-
-
-if __name__ == "__main__":
-    main()

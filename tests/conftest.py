@@ -1,10 +1,13 @@
 """Which environment the tests run in, and quiet, offline toolkits.
 
 `MAGR_ENV` names the environment: "modern" has GPTQModel, "autogptq" has AutoGPTQ. A toolkit that
-its environment should have fails the tests when it is missing; it never skips them. Files that need
-torch and Python alone, the same in both environments, run in the first.
+its environment should have fails the tests when it is missing; it never skips them. The mathematics and
+the studies, the same in both environments, run in the first; where a file needs it otherwise, it says so:
+`pytestmark = pytest.mark.environments("modern", "autogptq")`.
 
-`HYPOTHESIS_PROFILE=long` or `--hypothesis-profile=long` makes tests/test_fuzz.py try 10,000 examples.
+Files marked `long` go first, or one worker would idle while the other ends with them.
+
+`HYPOTHESIS_PROFILE=long` or `--hypothesis-profile=long` makes mathematics/test_fuzz.py try 10,000 examples.
 """
 
 from __future__ import annotations
@@ -35,24 +38,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 TOOLKIT_OF = {"modern": "gptqmodel", "autogptq": "auto_gptq"}
 
-NEED_NO_TOOLKIT = (
-    "baselines", "bench_solver", "compare_cells", "compare_results", "config", "convergence", "diagnostics",
-    "fidelity", "fuzz", "grid", "kernels", "layer", "matrix", "memory", "models", "numerics", "prox",
-    "recipes", "reference", "refine", "report_html", "scales", "solver", "threads",
-)  # fmt: skip
-if os.environ.get("MAGR_ENV") == "autogptq":
-    collect_ignore = [f"test_{name}.py" for name in NEED_NO_TOOLKIT]
-
-# the longest first, or one worker would idle while the other ends with them
-LONGEST = (
-    "roads", "gptqmodel_round_trip", "patches", "torchrun", "compare", "cli", "reliability", "autogptq",
-    "compare_zero_shot", "llmcompressor", "optimum", "gptqmodel", "gptqmodel_resume", "fuzz",
-)  # fmt: skip
+FIRST_ALONE = ("mathematics", "studies")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    environment = os.environ.get("MAGR_ENV")
+    if environment:
+        config.hook.pytest_deselected(items=[item for item in items if environment not in environments(item)])
+        items[:] = [item for item in items if environment in environments(item)]
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def environments(item: pytest.Item) -> tuple[str, ...]:
+    """Those that a test runs in: what its file says, or else what its folder does."""
+    marker = item.get_closest_marker("environments")
+    if marker:
+        return marker.args
+    return ("modern",) if item.path.parent.name in FIRST_ALONE else tuple(TOOLKIT_OF)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,29 +1,57 @@
-"""Scoring model folders in a fresh process that never imports magr_gptq."""
+"""What `magr_score` measures, in fresh processes that never import magr_gptq."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.app.quantizing.worker import EngineError
+from magr_gptq.app.processes import ask_once
+
+VANILLA = ("-I", "-m", "magr_score")
 
 
-def score(model: str, text: Path, *, engine: str, seqlen: int, limit: int, log: Path) -> dict[str, Any]:
+def score(
+    model: str, text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
+) -> dict[str, Any]:
     """What `magr_score.perplexity` finds; the toolkit's output is appended to `log`."""
     return score_all([model], text, engine=engine, seqlen=seqlen, limit=limit, log=log)[0]
 
 
 def score_all(
-    models: list[str], text: Path, *, engine: str, seqlen: int, limit: int, log: Path
+    models: Sequence[str], text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
 ) -> list[dict[str, Any]]:
     """What `magr_score.perplexity` finds for each model, one after another in the same process."""
-    command = [sys.executable, "-I", "-m", "magr_score.perplexity", *models, str(text), "--engine", engine]
-    command += ["--seqlen", str(seqlen), "--limit", str(limit)]
-    with log.open("a") as sink:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=sink, text=True)
-    if done.returncode:
-        raise EngineError(f"scoring {', '.join(models)} failed; what it printed is in {log}")
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    request = {"models": models, "text": str(text), "engine": engine, "seqlen": seqlen, "limit": limit}
+    return _scores("perplexity", request, log)
+
+
+def diverge(
+    original: str, model: str, text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
+) -> dict[str, Any]:
+    """What `magr_score.divergence` finds: perplexity, and divergence from the unquantized model."""
+    request = {
+        "original": original, "models": [model], "text": str(text), "engine": engine, "seqlen": seqlen,
+        "limit": limit,
+    }  # fmt: skip
+    return _scores("divergence", request, log)[0]
+
+
+def _scores(quantity: str, request: dict[str, Any], log: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ask_once([*VANILLA, quantity], request, log)["scores"]
+    return found
+
+
+def examine(
+    checkpoint: str, original: str, text: Path, *, engine: str, seqlen: int, log: Path
+) -> dict[str, Any]:
+    """What `magr_score.examine` finds: the cost of inference, and every layer's error."""
+    request = {
+        "checkpoint": checkpoint, "original": original, "text": str(text), "engine": engine, "seqlen": seqlen,
+    }  # fmt: skip
+    return ask_once([*VANILLA, "examine"], request, log)
+
+
+def zero_shot(tasks: list[str], log: Path, **checkpoint: str) -> dict[str, Any]:
+    """What lm-eval finds; without a checkpoint, only whether it has all that it needs."""
+    return ask_once([*VANILLA, "zero-shot"], {"tasks": tasks, **checkpoint}, log)

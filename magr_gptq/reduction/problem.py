@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from magr_gptq.config import MagRConfig
+from magr_gptq.config import Derived, Penalty, Plan
 from magr_gptq.reduction.admm import Admm
 from magr_gptq.reduction.descent import descent
 from magr_gptq.reduction.factorization import Factorization, Share
@@ -39,38 +39,34 @@ class Problem:
 class Poser:
     """Poses the problems of one layer, which share the Hessian's factorization."""
 
-    def __init__(
-        self, hessian: ScaledHessian, bits: int, group_size: int, config: MagRConfig, share: Share | None
-    ) -> None:
-        self._hessian, self._share = hessian, share
-        self._bits, self._group_size, self._config = bits, group_size, config
-        self._iterations = config.solver_iterations()
+    def __init__(self, hessian: ScaledHessian, plan: Plan, share: Share | None) -> None:
+        self._hessian, self._plan, self._share = hessian, plan, share
 
-    def problem(self, strength: float | None) -> Problem:
-        """Of the derived penalty with this constant c, or of the configuration's linear one."""
-        if strength is not None:
-            variances, admm = self._factorization
-            penalty = derived_penalty(variances, self._bits, self._group_size, strength)
-            return self._by_admm(penalty, admm)
-        alpha = self._config.alpha_for(self._group_size)
-        assert alpha is not None
-        groups = group_count(self._hessian.diagonal.shape[-1], self._group_size)
-        penalty = linear_penalty(alpha, groups, self._group_size, self._hessian.diagonal)
+    def problem(self, penalty: Penalty) -> Problem:
+        """The plan's solver on the layer's squared error plus this penalty."""
+        if isinstance(penalty, Derived):
+            return self._derived(penalty.strength)
         largest = torch.linalg.eigvalsh(self._hessian.copy())[..., -1:, None]
-        if self._config.preset == "default":
-            # in the Hessian's own units, as its factorization is
-            penalty = replace(penalty, weights=largest * penalty.weights)
-            return self._by_admm(penalty, Admm.even(self._hessian))
-        return self._by_descent(penalty, self._hessian.copy().div_(largest))
+        groups = group_count(self._hessian.diagonal.shape[-1], self._plan.group_size)
+        linear = linear_penalty(penalty.alpha, groups, self._plan.group_size, self._hessian.diagonal)
+        if self._plan.proximal:
+            return self._by_descent(linear, self._hessian.copy().div_(largest))
+        # in the Hessian's own units, as its factorization is
+        return self._by_admm(replace(linear, weights=largest * linear.weights), Admm.even(self._hessian))
+
+    def _derived(self, strength: float) -> Problem:
+        variances, admm = self._factorization
+        penalty = derived_penalty(variances, self._plan.bits, self._plan.group_size, strength)
+        return self._by_admm(penalty, admm)
 
     def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> Problem:
-        hessian, count = self._hessian, self._iterations
+        hessian, count = self._hessian, self._plan.iterations
         return Problem(
             hessian.unit, hessian.squared_norm_, penalty, lambda w: solver.minimise(w, penalty, count), count
         )
 
     def _by_descent(self, penalty: LinfPenalty, unit: Tensor) -> Problem:
-        count = self._iterations
+        count = self._plan.iterations
         return Problem(
             torch.ones_like(self._hessian.unit),
             lambda change: torch.linalg.vecdot(change @ unit, change),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.config import MagRConfig
+from magr_gptq.config import MagRConfig, Penalty, Plan
 from magr_gptq.reduction.arguments import check_arguments, check_values
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.reduction.hessian import ScaledHessian, diagonal_of
@@ -30,7 +30,7 @@ class Reduction:
     iterations: of the solver.
     objective_before, objective_after: ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [out].
     largest_before, largest_after: max |w| of every row, [out].
-    kept: how many rows keep their original weight, because the solver's was no better or not finite.
+    unimproved: how many rows keep their original weight, as the solver's was no better, or not finite.
     """
 
     weight: Tensor
@@ -39,7 +39,7 @@ class Reduction:
     objective_after: Tensor
     largest_before: Tensor
     largest_after: Tensor
-    kept: int = 0
+    unimproved: int = 0
 
 
 @torch.no_grad()
@@ -78,47 +78,41 @@ def reduce(
         ValueError: a shape, value, bits or group_size that makes no sense, with the remedy.
     """
     config = config or MagRConfig()
-    strength = config.first_strength if config.alpha_for(group_size) is None else None
-    return reduce_each(
-        weight, hessian, (strength,), bits=bits, group_size=group_size, order=order, config=config
-    )[0]
+    plan = config.resolve(bits, group_size, order)
+    return reduce_each(weight, hessian, plan, (config.penalty(group_size),))[0]
 
 
 @torch.no_grad()
 def reduce_each(
     weight: Tensor,
     hessian: Tensor,
-    strengths: Sequence[float | None],
-    *,
-    bits: int,
-    group_size: int,
-    order: Tensor | None,
-    config: MagRConfig,
+    plan: Plan,
+    penalties: Sequence[Penalty | None],
     share: Share | None = None,
 ) -> list[Reduction]:
-    """`reduce` under several strengths c, with one factorization of the Hessian.
+    """`reduce` under several penalties, with one factorization of the Hessian.
 
     Args:
-        strengths: 0 leaves the weight as it is; None is the configuration's linear penalty.
+        penalties: None leaves the weight as it is.
         share: has the factorization from a layer with the same Hessian, order and device, or computes it;
             not for a batch.
     """
-    check_arguments(weight, hessian, bits, group_size, order)
+    check_arguments(weight, hessian, plan.bits, plan.group_size, plan.order)
     original = weight.to(hessian.device, torch.float32)
     check_values(original, hessian)
     reached = diagonal_of(hessian).amax(-1) > 0
     if not reached.all():
         message = "magr: the Hessian is zero (no input reached this layer): weight unchanged"
         warnings.warn(message, stacklevel=3)
-        settings: Any = {"bits": bits, "group_size": group_size, "config": config}
-        return _reduce_reached(reached, original, hessian, strengths, order, **settings)
+        return _reduce_reached(reached, original, hessian, plan, penalties)
+    order = plan.order
     if order is not None:
         order = order.to(hessian.device, torch.long)
         original = original.take_along_dim(order[..., None, :], -1)
 
     def found_on(device: torch.device | str, share: Share | None = None) -> list[Reduction]:
         scaled = ScaledHessian(hessian.to(device), None if order is None else order.to(device))
-        return _reduce_each(original.to(device), Poser(scaled, bits, group_size, config, share), strengths)
+        return _reduce_each(original.to(device), Poser(scaled, plan, share), penalties)
 
     try:
         found = found_on(hessian.device, share)
@@ -135,15 +129,14 @@ def reduce_each(
 
 
 def _reduce_reached(
-    reached: Tensor, original: Tensor, hessian: Tensor, strengths: Sequence[float | None],
-    order: Tensor | None, **settings: Any,
-) -> list[Reduction]:  # fmt: skip
+    reached: Tensor, original: Tensor, hessian: Tensor, plan: Plan, penalties: Sequence[Penalty | None]
+) -> list[Reduction]:
     """All unchanged but the layers of a batch that some input reached."""
-    whole = [_unchanged(original)] * len(strengths)
+    whole = [_unchanged(original)] * len(penalties)
     if not reached.any():
         return whole
-    some = None if order is None else order[reached]
-    parts = reduce_each(original[reached], hessian[reached], strengths, order=some, **settings)
+    some = plan if plan.order is None else replace(plan, order=plan.order[reached])
+    parts = reduce_each(original[reached], hessian[reached], some, penalties)
     return [_insert(part, into, reached) for part, into in zip(parts, whole, strict=True)]
 
 
@@ -167,12 +160,12 @@ def _to(device: torch.device, reduction: Reduction) -> Reduction:
     return replace(reduction, **moved)
 
 
-def _reduce_each(original: Tensor, poser: Poser, strengths: Sequence[float | None]) -> list[Reduction]:
+def _reduce_each(original: Tensor, poser: Poser, penalties: Sequence[Penalty | None]) -> list[Reduction]:
     found = {
-        c: _unchanged(original) if c == 0 else _reduce_rows(original, poser.problem(c))
-        for c in set(strengths)
+        penalty: _unchanged(original) if penalty is None else _reduce_rows(original, poser.problem(penalty))
+        for penalty in dict.fromkeys(penalties)
     }
-    return [found[c] for c in strengths]
+    return [found[penalty] for penalty in penalties]
 
 
 def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
@@ -192,7 +185,7 @@ def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
         name: torch.cat([getattr(piece, name) for piece in pieces], dim=-2 if name == "weight" else -1)
         for name in _tensors(pieces[0])
     }
-    return replace(pieces[0], kept=sum(piece.kept for piece in pieces), **joined)
+    return replace(pieces[0], unimproved=sum(piece.unimproved for piece in pieces), **joined)
 
 
 def _chunk_rows(original: Tensor) -> int:
@@ -215,7 +208,7 @@ def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
         objective_after=(unit * torch.where(improved, after, before)).float(),
         largest_before=original.abs().amax(-1),
         largest_after=weight.abs().amax(-1),
-        kept=int((~improved).sum()),
+        unimproved=int((~improved).sum()),
     )
 
 

@@ -1,37 +1,215 @@
-"""A layer's candidates through a toolkit's rounding: in one pass, or where memory is short one by one."""
+"""What every adapter does with a layer: MagR's rows through the toolkit's rounding, or a step aside.
+
+One layer's numbers or memory must not end a run of hours. What they raise leads down this road: fewer rows
+at a time (in `reduce`), one candidate at a time, the CPU, and at last the toolkit alone.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from magr_gptq.rounding.layer import Layer, Rounded, Settled
+from magr_gptq.config import Plan
+from magr_gptq.reduction.factorization import Share
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.rounding.layer import Layer, apart, prepare
+from magr_gptq.rounding.order import back_in_place, importance_order
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import Settled, settle
 
 # has the toolkit round rows, under their factors and by a Hessian, all of which it may overwrite
 RoundRows = Callable[[Tensor, Tensor, Tensor], Rounded]
+# the same of several layers, each with its number
+RoundAll = Callable[[Sequence[tuple[int, Tensor, Tensor, Tensor]]], list[Rounded]]
+
+# what numbers and memory raise; LinAlgError and OutOfMemoryError are RuntimeErrors, and a device that lacks
+# float64 raises TypeError
+LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
+
+UNREACHED = "no calibration token reached the layer, or all of its inputs were zero"
+ZERO = "all of its weights are zero"
 
 
-def settle(layer: Layer, hessian: Tensor, round_rows: RoundRows) -> Settled:
-    """What the layer ends with; `hessian` is the toolkit's, which it gets back to overwrite."""
+@dataclass(frozen=True)
+class Given:
+    """A layer as a toolkit has it.
+
+    weight: [out, in], which stays. hessian: [in, in], to be overwritten.
+    tokens: how many the Hessian is made of; None where they were not counted.
+    in_order: whether the toolkit rounds columns as they come, in groups of consecutive ones.
+    share: see `reduce_each`.
+    """
+
+    weight: Tensor
+    hessian: Tensor
+    plan: Plan
+    tokens: int | None = None
+    in_order: bool = False
+    share: Share | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What MagR made of a layer.
+
+    subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
+    tokens: how many the Hessian is made of. shrinkage: the share by which its pairs were shrunk.
+    """
+
+    settled: Settled
+    subnormal: float
+    tokens: int | None = None
+    shrinkage: float | None = None
+
+
+@dataclass(frozen=True)
+class Aside:
+    """MagR leaves the layer to the toolkit.
+
+    reason: why, in a line. hessian: to round by, as the toolkit's may be overwritten.
+    outcome: the reason in a word.
+    """
+
+    reason: str
+    hessian: Tensor
+    outcome: str = "skipped"
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A layer with its Hessian regularised; order: in which its columns are handed over."""
+
+    given: Given
+    order: Tensor | None
+    shrinkage: float | None
+
+    def handed_over(self, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hessian, order = layer.coupling(self.given.hessian), self.order
+        if order is not None:
+            rows, hessian = rows[:, order], hessian[order][:, order]
+        return rows, layer.factors, hessian
+
+    def taken_back(self, rounded: Rounded) -> Rounded:
+        return rounded if self.order is None else back_in_place(rounded, self.order)
+
+    def done(self, settled: Settled) -> Done:
+        least = torch.finfo(self.given.plan.stored).tiny
+        subnormal = (settled.rounded.scale.abs() < least).float().mean()
+        return Done(settled, float(subnormal), self.given.tokens, self.shrinkage)
+
+
+def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:
+    """What becomes of a layer that the toolkit rounds by `round_rows`."""
+    ready = _ready(given)
+    return ready if isinstance(ready, Aside) else _quantized(ready, round_rows)
+
+
+def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done | Aside]:
+    """What becomes of several layers in one pass of the toolkit; where that fails, each by itself."""
+    ready = [_ready(given) for given in layers]
+    busy = {number: one for number, one in enumerate(ready) if isinstance(one, _Ready)}
+    found = _together(busy, round_all) if len(busy) > 1 else {}
+    for number, one in busy.items():
+        if number not in found:
+            found[number] = _quantized(one, partial(_round_one, round_all, number))
+    return [one if isinstance(one, Aside) else found[number] for number, one in enumerate(ready)]
+
+
+def _ready(given: Given) -> _Ready | Aside:
+    """Regularise the Hessian and choose the order of its columns; aside where there is nothing to do."""
+    hessian, plan = given.hessian, given.plan
+    if not hessian.diagonal().any():
+        return Aside(UNREACHED, hessian, "unreached")
+    if not given.weight.any():
+        return Aside(ZERO, hessian, "unchanged")
+    share = order = None
     try:
-        return layer.settle(round_rows(layer.rows, layer.factors, layer.coupling(hessian)))
-    except torch.OutOfMemoryError:
-        if not layer.has_choice:
-            raise
-    # not above, where the traceback keeps what the toolkit has allocated
-    return settle_apart(layer, round_rows)
+        if given.tokens and plan.shrinks:
+            rho = shrinkage(hessian, given.tokens)
+            shrink_(hessian, rho)
+            share = float(rho)
+    except LAYER_ERRORS as error:
+        return Aside(first_line(error), hessian)
+    if given.in_order and plan.reorders:
+        order = importance_order(hessian.diagonal(), plan.group_size)
+        given = replace(given, plan=replace(plan, order=order))
+    return _Ready(given, order, share)
 
 
-def settle_apart(layer: Layer, round_rows: RoundRows) -> Settled:
-    """The same for the memory of one candidate, which is that of plain GPTQ; slower."""
-    device = layer.device
+def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
+    given, layer = ready.given, None
+    try:
+        layer, *rows = prepare(given.weight, given.hessian, given.plan, given.share)
+        # the toolkit alone holds the rows, and can free them
+        rounded = round_rows(*ready.handed_over(layer, rows.pop()))
+        return ready.done(settle(layer, ready.taken_back(rounded)))
+    except LAYER_ERRORS as error:
+        # its traceback keeps what the toolkit has allocated
+        failed = error.with_traceback(None)
+    if is_out_of_memory(failed):
+        try:
+            return ready.done(_apart(ready, layer, round_rows))
+        except LAYER_ERRORS as error:
+            failed = error.with_traceback(None)
+    return Aside(first_line(failed), given.hessian if layer is None else layer.hessian * layer.unit)
+
+
+def _apart(ready: _Ready, layer: Layer | None, round_rows: RoundRows) -> Settled:
+    """The same in the memory of one candidate, which is that of plain GPTQ; rows choose on the CPU."""
+    given, device = ready.given, ready.given.hessian.device
     warnings.warn(
         f"magr: {device} has no memory for all candidates of a layer: rounded one by one, chosen on the CPU",
         stacklevel=2,
     )
-    settled = layer.settle(Rounded.joined([round_rows(*part).to("cpu") for part in layer.apart()]))
+    layer = layer.to("cpu") if layer else prepare(given.weight.cpu(), given.hessian.cpu(), given.plan)[0]
+    parts = []
+    for rows, factors, hessian in apart(layer, device):
+        if (order := ready.order) is not None:
+            rows, hessian = rows[:, order], hessian[order][:, order]
+        parts.append(ready.taken_back(round_rows(rows, factors, hessian)).to("cpu"))
+    settled = settle(layer, Rounded.joined(parts))
     return replace(settled, rounded=settled.rounded.to(device))
+
+
+def _together(layers: Mapping[int, _Ready], round_all: RoundAll) -> dict[int, Done | Aside]:
+    """All in one pass; none where that fails, with their Hessians as they were."""
+    prepared: dict[int, Layer] = {}
+    try:
+        passes = []
+        for number, one in layers.items():
+            prepared[number], rows = prepare(one.given.weight, one.given.hessian, one.given.plan)
+            passes.append((number, *one.handed_over(prepared[number], rows)))
+        found = zip(layers.items(), round_all(passes), strict=True)
+        return {n: one.done(settle(prepared[n], one.taken_back(rounded))) for (n, one), rounded in found}
+    except LAYER_ERRORS:
+        # which layer it was, and why, shows when each goes by itself
+        for number, layer in prepared.items():
+            layers[number].given.hessian.copy_(layer.hessian * layer.unit)
+        return {}
+
+
+def _round_one(round_all: RoundAll, number: int, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+    (rounded,) = round_all([(number, rows, factors, hessian)])
+    return rounded
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no room."""
+    # torch's allocator for the CPU raises a plain RuntimeError
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def descending_order(hessian: Tensor, dead: float) -> Tensor:
+    """The order of columns by `desc_act`, [in]: largest diagonal first; an unreached one counts as `dead`."""
+    diagonal = hessian.diagonal()
+    return torch.argsort(torch.where(diagonal == 0, dead, diagonal), descending=True)

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from magr_gptq.rounding.layer import Settled
+from magr_gptq.reduction.kernels.fusing import failed_kernels, forget_failures
+from magr_gptq.toolkits.layer_step import Done
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,11 @@ class LayerReport:
     largest_before, largest_after: mean over rows of the largest magnitude, before rounding.
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
-    kept: how many rows the solver left as they were: it found nothing better, or nothing finite.
-    skipped: why MagR stepped aside.   fallback: why the toolkit rounded without GPTQ.
+    unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
+    tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
+    subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
+    skipped: why MagR stepped aside, and `aside` the same in a word.
+    fallback: why the toolkit rounded without GPTQ.
     """
 
     name: str
@@ -44,8 +48,12 @@ class LayerReport:
     loss: float | None = None
     plain_loss: float | None = None
     plain_share: float | None = None
-    kept: int = 0
+    unimproved: int = 0
+    tokens: int | None = None
+    shrinkage: float | None = None
+    subnormal: float = 0.0
     skipped: str | None = None
+    aside: str = "skipped"
     fallback: str | None = None
 
     @property
@@ -59,18 +67,20 @@ class LayerReport:
         if self.fallback:
             return "fallen back"
         if self.skipped:
-            return "skipped"
+            return self.aside
         return "plain" if self.largest_after is None else "reduced"
 
     @classmethod
-    def of(cls, name: str, bits: int, group_size: int, settled: Settled) -> LayerReport:
+    def of(cls, name: str, bits: int, group_size: int, done: Done) -> LayerReport:
         """The report of a layer that was reduced."""
+        settled = done.settled
         had_plain = settled.plain_loss is not None
         return cls(
             name, bits, group_size, settled.beta,
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
-            kept=settled.kept,
+            unimproved=settled.unimproved, tokens=done.tokens, shrinkage=done.shrinkage,
+            subnormal=done.subnormal,
         )  # fmt: skip
 
 
@@ -83,6 +93,14 @@ class RunReport:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunReport:
         return self
+
+    def __getstate__(self) -> list[LayerReport]:
+        # a lock can't be pickled, and configs are
+        return self.layers
+
+    def __setstate__(self, layers: list[LayerReport]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.layers = layers
 
     def add(self, layer: LayerReport) -> None:
         """Record one layer; safe from any thread."""
@@ -103,9 +121,9 @@ class RunReport:
         """One line for a log: how many layers were reduced, and why the others were not."""
         reasons = sorted({layer.reason for layer in self.skipped if layer.reason})
         text = f"magr: {len(self.reduced)} of {len(self.layers)} layers reduced"
-        kept = sum(layer.kept for layer in self.layers)
-        if kept:
-            text = f"{text}; {kept} rows keep their original weight, as the solver found none better"
+        unimproved = sum(layer.unimproved for layer in self.layers)
+        if unimproved:
+            text = f"{text}; {unimproved} rows keep their original weight, as the solver found none better"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
     def require_some(self) -> None:
@@ -133,12 +151,27 @@ class RunReport:
         }
 
     def warning(self) -> str | None:
-        """What to tell where more than `LIMIT` of the layers were not reduced; None for fewer."""
+        """What to tell where more than `LIMIT` of the layers were not reduced, or scales lose digits."""
         share = len(self.skipped) / max(1, len(self.layers))
-        if share <= LIMIT:
-            return None
-        reasons = (f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"])
-        return f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+        texts = []
+        if share > LIMIT:
+            reasons = (
+                f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"]
+            )
+            texts.append(
+                f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+            )
+        coarse = [layer.name for layer in self.layers if layer.subnormal]
+        if coarse:
+            texts.append(
+                f"the scales of {len(coarse)} layers, such as {coarse[0]}, are too small for the dtype that "
+                "the checkpoint stores them in, and lose digits there; leave such layers out"
+            )
+        failed = failed_kernels()
+        if failed:
+            errors = ", ".join(f"{name} ({error})" for name, error in failed.items())
+            texts.append(f"Triton kernels failed, and plain torch did their work, which is slower: {errors}")
+        return "; ".join(texts) or None
 
 
 @contextmanager
@@ -149,6 +182,7 @@ def reported_run(config: Any) -> Iterator[RunReport]:
         NothingReducedError: the run went through, and no layer was reduced.
     """
     report = config.magr_report = RunReport()
+    forget_failures()
     yield report
     report.require_some()
     log.info(report.summary())

@@ -13,17 +13,18 @@ import typer
 from magr_gptq.app.cli.console import (
     console,
     errors_shown,
-    find_model,
     make_folder,
-    require_installed,
 )
-from magr_gptq.app.cli.quantize import Engine, check_grid
+from magr_gptq.app.cli.options import EngineName
+from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.comparing.comparison import LOGS, Comparison, Request, owned
 from magr_gptq.app.comparing.methods import METHODS, job_fields
 from magr_gptq.app.comparing.plan import Grid
 from magr_gptq.app.comparing.progress import Watcher
 from magr_gptq.app.comparing.recipe import Recipe, load_recipe
 from magr_gptq.app.comparing.run import run_cells
+from magr_gptq.app.inputs import find_model, local_folder
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, find_engine
 from magr_gptq.errors import InputError
 
 BITS, GROUP_SIZES, DEFAULT_METHODS = (4, 3, 2), (128,), ("gptq", "magr")
@@ -53,7 +54,7 @@ def compare(
     tasks: Annotated[
         str | None, typer.Option(help="Zero-shot tasks of lm-eval, such as arc_easy,piqa, or .yaml files.")
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="The toolkit that quantizes.")] = Engine.gptqmodel,
+    engine: EngineName = DEFAULT_ENGINE,
     sym: Annotated[
         bool | None, typer.Option(help="Symmetric grid, without zero points; the default.")
     ] = None,
@@ -76,7 +77,7 @@ def compare(
     What is finished is kept: the same command goes on where it was stopped.
     """
     with errors_shown():
-        require_installed(engine.value)
+        find_engine(engine)
         if find_spec("matplotlib") is None:
             raise InputError("compare draws with matplotlib; pip install 'magr-gptq[eval]'")
         given: dict[str, Any] = {"sym": sym, "samples": samples, "seqlen": seqlen, "limit": limit}
@@ -94,10 +95,10 @@ def compare(
             base["tasks"] = _split(tasks)
         request = Request(
             **base,
-            engine=engine.value,
+            engine=engine,
             seeds=seeds,
             command=_command(context),
-            folder=_local_folder(base["model"]),
+            folder=str(local_folder(base["model"])),
         )
         with owned(make_folder(out)) as folder:
             code = _compare(Comparison(request, folder), _parse_devices(devices), force, quiet)
@@ -132,13 +133,15 @@ def _compare(comparison: Comparison, devices: list[str | None], force: bool, qui
 
 def _show(comparison: Comparison, sentence: str) -> None:
     from magr_gptq.app.comparing import table
-    from magr_gptq.app.comparing.results import accuracy_tables, perplexity_tables
+    from magr_gptq.app.comparing.results import accuracy_tables, divergence_tables, perplexity_tables
 
     records, published = comparison.records(), comparison.request.published
-    for entry in perplexity_tables(records, published):
+    for entry in (
+        *perplexity_tables(records, published),
+        *divergence_tables(records),
+        *accuracy_tables(records, published),
+    ):
         console.print(table.terminal(entry))
-    for entry in accuracy_tables(records, published):
-        console.print(table.terminal(entry, "accuracy, %"))
     console.print(sentence, style="bold", markup=False)
     console.print(f"Report: {comparison.folder / 'report.html'}", soft_wrap=True, markup=False)
 
@@ -209,24 +212,6 @@ def _parse_devices(text: str | None) -> list[str | None]:
     if not numbers or any(not 0 <= number < present for number in numbers):
         raise InputError(f"--devices {text}: there are {present} GPUs here, numbered from 0")
     return [str(number) for number in numbers]
-
-
-def _local_folder(model: str) -> str:
-    """The folder of the model; one on the hub is fetched, for every process reads it from there."""
-    if Path(model).is_dir():
-        return model
-    try:
-        from huggingface_hub import snapshot_download
-
-        folder = snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.h5", "*.msgpack", "*.onnx*"])
-        # an older model may have nothing but the formats left out
-        return folder if any(Path(folder).glob("*.safetensors")) else snapshot_download(model)
-    # the hub client raises dozens of unrelated types
-    except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"no such folder here, and the hub model {model} cannot be fetched: {first_line}"
-        ) from error
 
 
 def _command(context: typer.Context) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +21,11 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from magr_gptq.app.quantizing.checks import check_model_folder
+from magr_gptq.app.processes import EngineError
 from magr_gptq.app.quantizing.output import PublishError
-from magr_gptq.app.quantizing.worker import EngineError
 from magr_gptq.errors import InputError
-from magr_gptq.toolkits import installed
 
 INPUT, FAILED, STRICT = 2, 1, 3
-
-HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False)
@@ -93,24 +88,3 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"the output folder {path} cannot be made: {error.strerror}") from error
     return path
-
-
-def find_model(model: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> str:
-    """The absolute path of a model folder whose files pass every check, or a hub id as it is."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        check_model_folder(path, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        return str(path.absolute())
-    if path.exists() or not HUB_ID.fullmatch(model):
-        raise InputError(f"there is no model folder {model}; give a folder, or a hub id such as org/name")
-    return model
-
-
-def require_installed(toolkit: str) -> None:
-    """InputError where the toolkit is missing, with the command that installs it."""
-    if toolkit not in installed():
-        here = ", ".join(installed()) or "no toolkit"
-        raise InputError(
-            f"{toolkit} is not installed in this environment, which has {here}; "
-            f"pip install 'magr-gptq[{toolkit.replace('-', '')}]'"
-        )

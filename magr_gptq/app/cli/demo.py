@@ -20,13 +20,13 @@ from rich.table import Table
 from magr_gptq.app.cli.console import (
     console,
     errors_shown,
-    find_model,
     make_folder,
     progress_bars,
-    require_installed,
     show_warning,
 )
 from magr_gptq.app.cli.quantize import check_grid, show_event
+from magr_gptq.app.inputs import find_model, local_folder
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, find_engine
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.output import output_folder
 from magr_gptq.app.quantizing.worker import Worker
@@ -60,9 +60,9 @@ def demo(
 ) -> None:
     """Compare GPTQ and GPTQ+MagR at 4, 3 and 2 bits: quantize, save, load elsewhere, score."""
     with errors_shown():
-        require_installed("gptqmodel")
+        find_engine(DEFAULT_ENGINE)
         check_grid(4, group_size)
-        chosen = find_model(model) if model else shipped_model()
+        chosen = str(local_folder(find_model(model))) if model else shipped_model()
         folder = own_folder(out)
         rows = run(chosen, group_size, folder)
         console.print(table(rows))
@@ -117,7 +117,7 @@ def run(model: str, group_size: int, folder: Path) -> list[Row]:
         for job, method in jobs(model, group_size, folder):
             seconds = quantize(job, f"{method}, {job.bits} bits", worker, bars, step)
             made = {"method": method, "bits": job.bits, "group_size": group_size, "seconds": seconds}
-            waiting.append(scorer.submit(scored, job.out, "gptqmodel", **made))
+            waiting.append(scorer.submit(scored, job.out, ENGINES[job.engine].loader, **made))
         bars.reset(step, description="scoring", total=None)
         rows = [future.result() for future in waiting]
         bars.remove_task(step)

@@ -19,7 +19,7 @@ from magr_gptq.toolkits import TOOLKITS, SeamError, enabled, installed
 def doctor() -> None:
     """Show the installed toolkits, what enable() would change in them, torch and the GPU."""
     console.print(f"torch {torch.__version__}, {_gpu()}")
-    usable = [examine(name) for name in TOOLKITS]
+    usable = [show_toolkit(name) for name in TOOLKITS]
     if not any(usable):
         console.print(
             "\n[bold red]No toolkit is usable.[/] pip install 'magr-gptq\\[gptqmodel]', "
@@ -28,7 +28,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def examine(name: str) -> bool:
+def show_toolkit(name: str) -> bool:
     """Print all about one toolkit; whether `enable` works on it."""
     toolkit = TOOLKITS[name]
     verified = ", ".join(toolkit.verified)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -13,15 +12,14 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.console import console, errors_shown, find_model, progress_bars
+from magr_gptq.app.cli.console import console, errors_shown, progress_bars
 from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
 from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.inputs import find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
 from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
 from magr_gptq.app.inspecting.views import show
-from magr_gptq.app.quantizing import loading
-from magr_gptq.app.quantizing.job import Job
-from magr_gptq.app.text import find_source, load_text, random_windows
+from magr_gptq.app.text import find_source
 from magr_gptq.errors import InputError
 
 TOKENS_AT_ONCE = 2048
@@ -54,20 +52,25 @@ def inspect(
     with errors_shown():
         widths = parse_widths(bits, group_size)
         check_outputs(json_file, figure)
+        source = str(find_source(calibration))
         found_model = find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-        job = Job(
-            model=found_model, out="", calibration=str(find_source(calibration)), group_size=group_size,
-            samples=samples, seqlen=seqlen, seed=seed,
-            allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        folder, windows = prepare(job)
+        if find_spec("transformers") is None:
+            raise InputError(
+                "inspect runs the model in transformers, which is missing; pip install transformers"
+            )
+        folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        files = read_model(folder, trust_remote_code)
+        windows = torch.tensor(files.windows(source, samples=samples, seqlen=seqlen, seed=seed))
         if windows.shape[1] < seqlen:
             console.print(f"Windows of {windows.shape[1]} tokens: the model takes no more than that.")
-            job = replace(job, seqlen=windows.shape[1])
-        layers = examine(load_model(folder, trust_remote_code), windows, widths, group_size)
+        layers = forecast_model(load_model(folder, trust_remote_code), windows, widths, group_size)
         show(layers)
         if json_file:
-            json_file.write_text(json.dumps(record(job, widths, layers), indent=1) + "\n")
+            asked = {
+                "model": found_model, "calibration": source, "group_size": group_size, "samples": samples,
+                "seqlen": windows.shape[1], "seed": seed, "bits": widths,
+            }  # fmt: skip
+            json_file.write_text(json.dumps(record(asked, layers), indent=1) + "\n")
             console.print(f"Numbers in {json_file}", markup=False, soft_wrap=True)
         if figure:
             draw(layers, figure)
@@ -98,21 +101,6 @@ def check_outputs(json_file: Path | None, figure: Path | None) -> None:
         raise InputError("--figure needs matplotlib; pip install 'magr-gptq[eval]'")
 
 
-def prepare(job: Job) -> tuple[Path, torch.Tensor]:
-    """The model's checked folder, and token ids [samples, seqlen]: the windows that `quantize` draws."""
-    if find_spec("transformers") is None:
-        raise InputError("inspect runs the model in transformers, which is missing; pip install transformers")
-    folder = loading.local_folder(job)
-    config, tokenizer = loading.load_model_files(str(folder), job.trust_remote_code)
-    loading.check_all_weights(folder, config)
-    # verbose: transformers would warn that a whole text is too long for the model
-    tokens = tokenizer(load_text(job.calibration), verbose=False)["input_ids"]
-    seqlen = min(job.seqlen, loading.model_limit(config))
-    windows = random_windows(tokens, job.samples, seqlen, job.seed)
-    loading.check_vocabulary(windows, config)
-    return folder, torch.tensor(windows)
-
-
 def load_model(folder: Path, trust_remote_code: bool) -> Any:
     """The model, in float32 on a CPU and in its own dtype on a GPU."""
     from transformers import AutoModelForCausalLM
@@ -121,7 +109,7 @@ def load_model(folder: Path, trust_remote_code: bool) -> Any:
     return model.cuda() if torch.cuda.is_available() else model.float()
 
 
-def examine(
+def forecast_model(
     model: Any, windows: torch.Tensor, widths: tuple[int, ...], group_size: int
 ) -> list[LayerForecast]:
     """Every linear layer below the head, in the model's order."""
@@ -157,13 +145,11 @@ def require_finite(tensors: dict[str, torch.Tensor]) -> None:
             raise InputError(f"{name} holds NaN or infinity; give an undamaged model, in bfloat16 or float32")
 
 
-def record(job: Job, widths: tuple[int, ...], layers: list[LayerForecast]) -> dict[str, Any]:
-    """Everything, ready for JSON."""
-    settings = ("model", "calibration", "group_size", "samples", "seqlen", "seed")
+def record(asked: dict[str, Any], layers: list[LayerForecast]) -> dict[str, Any]:
+    """What was asked for and everything that was found, ready for JSON."""
     ranks = [layer.fraction_rank for layer in layers if layer.fraction_rank is not None]
     return {
-        **{name: getattr(job, name) for name in settings},
-        "bits": widths,
+        **asked,
         "versions": {name: version(name) for name in ("magr-gptq", "torch", "transformers")},
         "fraction_rank": spread(ranks),
         "layers": [layer.to_dict() for layer in layers],

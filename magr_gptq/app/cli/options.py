@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from magr_gptq.app.quantizing.engines import ENGINES
+
 Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
 SeqLen = Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")]
 Seed = Annotated[int, typer.Option(help="For the places of the windows.")]
@@ -15,3 +17,4 @@ TrustRemoteCode = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
 ]
+EngineName = Annotated[str, typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}.")]

@@ -17,13 +17,13 @@ from magr_gptq.app.cli.console import (
     STRICT,
     console,
     errors_shown,
-    find_model,
     progress_bars,
-    require_installed,
     show_warning,
 )
-from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
-from magr_gptq.app.quantizing.card import LOADING, model_card
+from magr_gptq.app.cli.options import AllowPickle, EngineName, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.inputs import find_model
+from magr_gptq.app.quantizing.card import model_card
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, LOADING, find_engine
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
 from magr_gptq.app.quantizing.worker import Worker
@@ -35,17 +35,11 @@ BITS = (2, 3, 4, 8)
 LOG, RECORD, CARD = "quantize.log", "magr.json", "README.md"
 
 
-class Engine(str, Enum):
-    """The toolkit that does the work."""
-
-    gptqmodel = "gptqmodel"
-    auto_gptq = "auto-gptq"
-
-
-class Method(str, Enum):
-    """How weights are rounded."""
+class Rounding(str, Enum):
+    """How weights are rounded; `rtn` is another word for nearest."""
 
     gptq = "gptq"
+    nearest = "nearest"
     rtn = "rtn"
 
 
@@ -68,8 +62,10 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
-    engine: Annotated[Engine, typer.Option(help="The toolkit that quantizes.")] = Engine.gptqmodel,
-    method: Annotated[Method, typer.Option(help="GPTQ, or rounding to nearest.")] = Method.gptq,
+    engine: EngineName = DEFAULT_ENGINE,
+    rounding: Annotated[
+        Rounding, typer.Option("--rounding", "--method", help="GPTQ, or to nearest, also known as rtn.")
+    ] = Rounding.gptq,
     magr: Annotated[bool, typer.Option(help="Reduce the weights' magnitudes before rounding.")] = True,
     preset: Annotated[
         Preset | None, typer.Option(help="MagR's settings: derived from bits and Hessian, or the paper's.")
@@ -95,13 +91,13 @@ def quantize(
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
-        require_installed(engine.value)
+        find_engine(engine)
         check_grid(bits, group_size)
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
             calibration=str(find_source(calibration)),
-            engine=engine.value, method=method.value,
+            engine=engine, rounding="gptq" if rounding is Rounding.gptq else "nearest",
             bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
             samples=samples, seqlen=seqlen, seed=seed,
             magr=magr_settings(
@@ -186,7 +182,8 @@ def show(job: Job, outcome: Outcome) -> None:
     kind = f"{job.bits} bits, group {job.group_size}"
     if outcome.seqlen < job.seqlen:
         console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
-    toolkit = f"{job.engine} {outcome.versions[job.engine]}"
+    distribution = ENGINES[job.engine].distribution
+    toolkit = f"{distribution} {outcome.versions[distribution]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
     show_totals(outcome)
     console.print(
@@ -194,7 +191,9 @@ def show(job: Job, outcome: Outcome) -> None:
         soft_wrap=True,
     )
     console.print("\nLoad it anywhere, without magr_gptq:")
-    console.print(escape(LOADING[job.engine].format(out=job.out)), style="cyan", soft_wrap=True)
+    console.print(
+        escape(LOADING[ENGINES[job.engine].loader].format(out=job.out)), style="cyan", soft_wrap=True
+    )
     if outcome.warning:
         show_warning(f"Not as intended: {outcome.warning}. More calibration text may help; see {RECORD}.")
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.app.quantizing.worker import EngineError
+from magr_gptq.app.processes import EngineError
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 
 from magr_gptq.app.comparing.cells import Cell, Record, Store
-from magr_gptq.app.comparing.measure import zero_shot
 from magr_gptq.app.comparing.plan import Grid, Plan, fetch_texts, list_cells, name_sources
 from magr_gptq.app.comparing.results import Reference
 from magr_gptq.app.comparing.run import Run
 from magr_gptq.app.comparing.verdict import Verdict
-from magr_gptq.app.quantizing.worker import EngineError
+from magr_gptq.app.processes import EngineError
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE
+from magr_gptq.app.scoring import zero_shot
 from magr_gptq.errors import InputError
 
 CELLS, TEXTS, SCRATCH, LOGS, LOCK = "cells", "texts", "checkpoints", "logs", ".lock"
@@ -34,7 +35,7 @@ class Request:
     grids: Sequence[Grid]
     evaluate: Mapping[str, Sequence[str]]
     command: str
-    engine: str = "gptqmodel"
+    engine: str = DEFAULT_ENGINE
     sym: bool = True
     samples: int = 128
     seqlen: int = 2048
@@ -89,7 +90,7 @@ class Comparison:
         (self.folder / LOGS).mkdir(exist_ok=True)
         try:
             zero_shot(self.plan.tasks, self.folder / LOGS / "tasks.log")
-        except EngineError as error:
+        except (EngineError, InputError) as error:
             raise InputError(f"--tasks {','.join(self.plan.tasks)}: {error}") from error
 
     def records(self) -> dict[Cell, Record]:
@@ -142,10 +143,21 @@ def owned(folder: Path) -> Iterator[Path]:
         raise InputError(f"the output folder {folder} holds other files; name another --out")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"another comparison is running in {folder}; wait for it, or name another --out"
-            ) from error
+        _lock(lock, folder)
         yield folder
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock the open file until it is closed; InputError where another process has."""
+    try:
+        import fcntl
+    except ImportError as error:
+        raise InputError(
+            "compare locks its folder as Unix does, and this system cannot; run it on Linux, macOS or WSL"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(
+            f"another comparison is running in {folder}; wait for it, or name another --out"
+        ) from error

@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from magr_gptq.app.comparing.cells import Record, slug
 from magr_gptq.app.comparing.methods import METHODS
-from magr_gptq.app.comparing.results import Row, Table, grid_name
+from magr_gptq.app.comparing.results import PERPLEXITY, Row, Table, grid_name
+from magr_gptq.app.comparing.table import HEADINGS
 
 # each colour stands for a role; the page replaces it by its own of that role, light or dark
 INK, MUTED, LINE, PAPER = "#1c2431", "#667081", "#d9dee6", "#ffffff"
@@ -77,20 +78,20 @@ def _panel(title: str, across: str, up: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def draw_perplexity(table: Table) -> list[Drawing]:
-    """One panel a group size: what quantization adds to perplexity, by bits and method."""
+def draw_scores(table: Table) -> list[Drawing]:
+    """One panel a group size: what quantization adds to the quantity, by bits and method."""
     drawings = []
     for group in dict.fromkeys(row.group_size for row in table.rows):
         rows = [row for row in table.rows if row.group_size == group and row.mean is not None]
         if rows:
-            drawings.append(_perplexity_panel(table, group, rows))
+            drawings.append(_scores_panel(table, group, rows))
     return drawings
 
 
-def _perplexity_panel(table: Table, group: int, rows: list[Row]) -> Drawing:
+def _scores_panel(table: Table, group: int, rows: list[Row]) -> Drawing:
     kind = "one scale a row" if group == -1 else f"groups of {group}"
-    base = table.unquantized
-    up = "perplexity" if base is None else "increase of perplexity, %"
+    base = table.unquantized if table.quantity == PERPLEXITY else None
+    up = HEADINGS[table.quantity] if base is None else f"increase of {table.quantity}, %"
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(f"{table.name}, {kind}", "bits", up)
         bits = sorted({row.bits for row in rows}, reverse=True)
@@ -102,12 +103,9 @@ def _perplexity_panel(table: Table, group: int, rows: list[Row]) -> Drawing:
         if lowest > 0:
             _log_scale(axes)
         axes.legend(loc="upper left")
-    described = f"Perplexity on {table.name}, {kind}, over the unquantized model, by bits and method."
-    return Drawing(
-        slug(f"perplexity-{table.name}-g{group}" if group > 0 else f"perplexity-{table.name}"),
-        described,
-        figure,
-    )
+    words = f"{table.quantity} on {table.name}, {kind}, over the unquantized model, by bits and method."
+    name = slug(f"{table.quantity}-{table.name}" + (f"-g{group}" if group > 0 else ""))
+    return Drawing(name, words.capitalize(), figure)
 
 
 def _mean_line(

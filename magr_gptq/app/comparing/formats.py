@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 MISSING = "–"
 
 
@@ -13,12 +15,17 @@ def decimal(value: float | None) -> str:
     return f"{value:,.{2 if size < 100 else 1 if size < 1000 else 0}f}"
 
 
-def signed(value: float | None) -> str:
-    """As `decimal`, with its sign, and a proper minus."""
+def nats(value: float | None) -> str:
+    """Four decimals below 1, as `decimal` from there on: 0.0281, 1.62."""
+    return decimal(value) if value is None or abs(value) >= 1 else f"{value:.4f}"
+
+
+def signed(value: float | None, shown: Callable[[float | None], str] = decimal) -> str:
+    """As `shown` has it, with its sign, and a proper minus."""
     if value is None:
         return MISSING
     sign = "+" if value >= 0 else "−"
-    return sign + decimal(abs(value))
+    return sign + shown(abs(value))
 
 
 def percent(value: float | None) -> str:
@@ -26,9 +33,11 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{value:.0f} %".replace("-", "−")
 
 
-def mean_and_spread(mean: float | None, spread: float | None) -> str:
+def mean_and_spread(
+    mean: float | None, spread: float | None, shown: Callable[[float | None], str] = decimal
+) -> str:
     """The mean, ± the standard deviation where there is one."""
-    return decimal(mean) if spread is None else f"{decimal(mean)} ± {decimal(spread)}"
+    return shown(mean) if spread is None else f"{shown(mean)} ± {shown(spread)}"
 
 
 def size(count: float) -> str:

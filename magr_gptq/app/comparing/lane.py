@@ -1,74 +1,52 @@
-"""The process that measures one cell after another on one device.
+"""The process that measures one cell after another on one device, as `magr_gptq.app.processes` has it.
 
-It reads requests from stdin and answers with events on stdout, one JSON a line. It leads a process
-group of its own; when stdin ends without the word to stop, whoever asked is gone, and the lane ends
-itself with everything that it started.
+It leads a process group of its own, so that everything that it started ends with it. Its arguments are a
+folder for checkpoints and a log file.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import signal
 import sys
-import threading
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.app.comparing.cells import Cell, Record
+from magr_gptq.app.comparing.cells import Cell
 from magr_gptq.app.comparing.measure import measure
 from magr_gptq.app.comparing.plan import Plan
-from magr_gptq.app.comparing.run import STOP
+from magr_gptq.app.processes import serve
 from magr_gptq.app.quantizing.worker import Worker
+from magr_score.process import Tell
 
 
-def main() -> None:
-    """Answer every request with `done` or `failed`; the arguments: a folder for checkpoints, a log file."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+class Bench:
+    """Measures with one worker until a cell fails, for then the worker may be gone; a context manager."""
 
-    def tell(event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=answers, flush=True)
+    def __init__(self, folder: Path, log: Path) -> None:
+        self._folder, self._log = folder, log
+        # now, as it imports its toolkit while the unquantized model is scored
+        self._worker = Worker(log)
 
-    folder, log = Path(sys.argv[1]), Path(sys.argv[2])
-    while _serve(requests, folder, log, tell):
-        pass
+    def measure(self, request: dict[str, Any], tell: Tell) -> dict[str, Any]:
+        """The results of a cell."""
 
+        def listen(event: dict[str, Any]) -> None:
+            tell("stage" if "text" in event else "layers", **event)
 
-def _read(requests: queue.Queue[dict[str, Any] | None]) -> None:
-    for line in sys.stdin:
-        if line.strip() == STOP:
-            requests.put(None)
-            return
-        requests.put(json.loads(line))
-    os.killpg(0, signal.SIGKILL)
+        cell, plan = Cell(**request["cell"]), Plan.from_dict(request["plan"])
+        try:
+            return measure(cell, plan, self._folder, self._worker, listen)
+        except Exception:
+            self._worker.kill()
+            self._worker = Worker(self._log)
+            raise
 
+    def __enter__(self) -> Bench:
+        return self
 
-def _serve(
-    requests: queue.Queue[dict[str, Any] | None],
-    folder: Path,
-    log: Path,
-    tell: Callable[[dict[str, Any]], None],
-) -> bool:
-    """Work with one worker until one cell failed, for then the worker may be gone; whether to go on."""
-    with Worker(log) as worker:
-        while (request := requests.get()) is not None:
-            try:
-                cell, plan = Cell(**request["cell"]), Plan.from_dict(request["plan"])
-                results: Record = measure(cell, plan, folder, worker, tell)
-                tell({"event": "done", "results": results})
-            # whatever went wrong belongs to this cell, and the others go on
-            except Exception as error:
-                traceback.print_exc()
-                tell({"event": "failed", "message": str(error) or type(error).__name__})
-                return True
-    return False
+    def __exit__(self, *_: object) -> None:
+        self._worker.close()
 
 
 if __name__ == "__main__":
-    main()
+    with Bench(Path(sys.argv[1]), Path(sys.argv[2])) as bench:
+        serve(bench.measure)

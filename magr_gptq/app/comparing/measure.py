@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
 from magr_gptq.app.comparing.checkpoint import describe
-from magr_gptq.app.comparing.child import ask
 from magr_gptq.app.comparing.methods import job_fields
 from magr_gptq.app.comparing.plan import Plan
+from magr_gptq.app.processes import Listener, ask_once
+from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import score
+from magr_gptq.app.scoring import diverge, examine, score, zero_shot
 
-WHOLE_TEXT = sys.maxsize
-
-Listen = Callable[[dict[str, Any]], None]
+PROFILING = ("-m", "magr_gptq.app.comparing.profile")
 
 
-def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen) -> Record:
+def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listener) -> Record:
     """The cell's results. Checkpoints are written below the folder, and removed again."""
     if cell.method == PROFILE:
         listen({"text": "examining the unquantized layers"})
-        request = _profile_request(cell, plan)
-        return ask(
-            [sys.executable, "-m", "magr_gptq.app.comparing.profile"], request, "the profile", worker.log
-        )
+        return ask_once(PROFILING, _profile_request(cell, plan), worker.log)
     if cell.method == UNQUANTIZED:
-        return _scores(cell, plan, plan.model, "transformers", worker.log, listen)
+        return _scores(cell, plan, None, worker.log, listen)
     with tempfile.TemporaryDirectory(prefix=f"{cell.name}-", dir=folder) as scratch:
         out = Path(scratch, "checkpoint")
         outcome = worker.quantize(_job(cell, plan, out), listen)
@@ -45,7 +39,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
             "layers": outcome.layers,
             "checkpoint": describe(out),
         }
-        record |= _scores(cell, plan, str(out), plan.engine, worker.log, listen)
+        record |= _scores(cell, plan, str(out), worker.log, listen)
         return record | _examination(cell, plan, out, worker.log, listen)
 
 
@@ -57,35 +51,32 @@ def _job(cell: Cell, plan: Plan, out: Path) -> Job:
     )  # fmt: skip
 
 
-def _scores(cell: Cell, plan: Plan, model: str, engine: str, log: Path, listen: Listen) -> Record:
-    """Perplexity on every text, and accuracy in every task."""
+def _scores(cell: Cell, plan: Plan, checkpoint: str | None, log: Path, listen: Listener) -> Record:
+    """Perplexity and divergence on every text, accuracy in every task; of the model without a checkpoint."""
+    engine = ENGINES[plan.engine].loader if checkpoint else "transformers"
     scores = {}
     for name, text in plan.texts_for(cell).items():
         listen({"text": f"scoring on {name}"})
-        scores[name] = score(
-            model, Path(text.path), engine=engine, seqlen=plan.seqlen, limit=text.limit or WHOLE_TEXT, log=log
-        )
+        how: dict[str, Any] = {
+            "text": Path(text.path), "engine": engine, "seqlen": plan.seqlen, "limit": text.limit, "log": log,
+        }  # fmt: skip
+        if checkpoint:
+            scores[name] = diverge(plan.model, checkpoint, **how)
+        else:
+            scores[name] = {**score(plan.model, **how), "divergence": 0.0}
     tasks = plan.tasks_for(cell)
     if not tasks:
         return {"scores": scores}
     listen({"text": "zero-shot tasks"})
-    return {"scores": scores, "zero_shot": zero_shot(tasks, log, checkpoint=model, engine=engine)}
+    found = zero_shot(tasks, log, checkpoint=checkpoint or plan.model, engine=engine)
+    return {"scores": scores, "zero_shot": found}
 
 
-def zero_shot(tasks: list[str], log: Path, **checkpoint: str) -> Record:
-    """What lm-eval finds; without a checkpoint, only whether it has all that it needs."""
-    command = [sys.executable, "-I", "-m", "magr_score.zero_shot"]
-    return ask(command, {"tasks": tasks, **checkpoint}, "lm-eval", log)
-
-
-def _examination(cell: Cell, plan: Plan, out: Path, log: Path, listen: Listen) -> Record:
+def _examination(cell: Cell, plan: Plan, out: Path, log: Path, listen: Listener) -> Record:
     listen({"text": "measuring inference and layers"})
     text = next(iter(plan.texts_for(cell).values()))
-    request = {
-        "checkpoint": str(out), "original": plan.model, "engine": plan.engine,
-        "text": text.path, "seqlen": plan.seqlen,
-    }  # fmt: skip
-    return ask([sys.executable, "-I", "-m", "magr_score.examine"], request, "the examination", log)
+    loader = ENGINES[plan.engine].loader
+    return examine(str(out), plan.model, Path(text.path), engine=loader, seqlen=plan.seqlen, log=log)
 
 
 def _profile_request(cell: Cell, plan: Plan) -> dict[str, Any]:

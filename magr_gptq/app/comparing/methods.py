@@ -18,9 +18,9 @@ class Method:
 
 
 METHODS = {
-    "rtn": Method("RTN", None, "rtn"),
-    "paper+rtn": Method("RTN + MagR, paper", {"preset": "paper"}, "rtn"),
-    "magr+rtn": Method("RTN + MagR", {}, "rtn"),
+    "rtn": Method("RTN", None, "nearest"),
+    "paper+rtn": Method("RTN + MagR, paper", {"preset": "paper"}, "nearest"),
+    "magr+rtn": Method("RTN + MagR", {}, "nearest"),
     "gptq": Method("GPTQ", None),
     "paper": Method("GPTQ + MagR, paper", {"preset": "paper"}),
     "paper+30": Method("GPTQ + MagR, paper, 30 sweeps", {"preset": "paper", "refine": 30}),
@@ -38,4 +38,4 @@ def job_fields(name: str) -> dict[str, Any]:
     method = METHODS.get(name)
     if method is None:
         raise InputError(f"--methods {name}: the methods are {', '.join(METHODS)}")
-    return {"magr": method.magr, "method": method.rounding}
+    return {"magr": method.magr, "rounding": method.rounding}

@@ -1,24 +1,21 @@
 """The unquantized model's layers: how MagR changes three of them, and the fraction rank of every input.
 
-    python -m magr_gptq.app.comparing.profile '{"model": FOLDER, "calibration": FILE, "bits": 2, ...}'
-
-One JSON line goes to stdout, everything else to stderr.
+A process of its own, started for one request, whose values are those of `profile`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from magr_gptq.app.inputs import read_model
 from magr_gptq.app.inspecting.forecast import fraction_rank
 from magr_gptq.app.inspecting.hessians import Layers, in_turns, layer_inputs, linear_layers, matrix_of
-from magr_gptq.app.text import load_text, random_windows
+from magr_gptq.app.processes import answer_once
 from magr_gptq.reduction.solver import reduce
 
 SHOWN_LAYERS = 3
@@ -28,7 +25,12 @@ TOKENS_AT_ONCE = 2048
 
 
 def profile(request: dict[str, Any]) -> dict[str, Any]:
-    """Fraction ranks of all layers' inputs, and largest magnitudes of three layers' channels."""
+    """Fraction ranks of all layers' inputs, and largest magnitudes of three layers' channels.
+
+    Args:
+        request: model, a checked folder; bits and group_size; calibration, samples, seqlen and seed, see
+            `Model.windows`.
+    """
     batches = _windows(request)
     model = _load(request["model"])
     model.eval()
@@ -50,13 +52,10 @@ def profile(request: dict[str, Any]) -> dict[str, Any]:
 
 def _windows(request: dict[str, Any]) -> list[torch.Tensor]:
     """The windows that the quantizing engine draws, a few at a time."""
-    limit = getattr(
-        AutoConfig.from_pretrained(request["model"]).get_text_config(), "max_position_embeddings", None
-    )
-    seqlen = min(request["seqlen"], limit or request["seqlen"])
-    tokens = AutoTokenizer.from_pretrained(request["model"])(load_text(request["calibration"]))["input_ids"]
-    rows = torch.tensor(random_windows(tokens, request["samples"], seqlen, request["seed"]))
-    return list(torch.split(rows, max(1, TOKENS_AT_ONCE // seqlen)))
+    model = read_model(Path(request["model"]))
+    drawn = {name: request[name] for name in ("samples", "seqlen", "seed")}
+    rows = torch.tensor(model.windows(request["calibration"], **drawn))
+    return list(torch.split(rows, max(1, TOKENS_AT_ONCE // rows.shape[1])))
 
 
 def _load(folder: str) -> Any:
@@ -89,12 +88,5 @@ def _summary(values: list[float]) -> dict[str, float]:
     return {"min": min(values), "max": max(values), "mean": statistics.mean(values), "q25": low, "q75": high}
 
 
-def main() -> None:
-    """Answer with one JSON line on the real stdout."""
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    print(json.dumps(profile(json.loads(sys.argv[1]))), file=answer, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer_once(profile)

@@ -18,12 +18,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from magr_gptq.app.comparing.cells import PROFILE, Cell, Record
-from magr_gptq.app.comparing.formats import decimal
+from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
+from magr_gptq.app.comparing.formats import decimal, nats
 
 
 class Watcher:
-    """A `Listener` that moves one bar a lane and one over all cells; a quiet one only writes the log."""
+    """An `Observer` that moves one bar a lane and one over all cells; a quiet one only writes the log."""
 
     def __init__(
         self, total: int, finished: int, lanes: int, log: Path, console: Console, quiet: bool
@@ -76,4 +76,7 @@ def describe(cell: Cell, record: Record) -> str:
     if cell.method == PROFILE:
         return "layers examined"
     scores = [f"{name} {decimal(found['perplexity'])}" for name, found in record["scores"].items()]
-    return f"perplexity {', '.join(scores)}"
+    line = f"perplexity {', '.join(scores)}"
+    if cell.method == UNQUANTIZED:
+        return line
+    return f"{line}, divergence {', '.join(nats(found['divergence']) for found in record['scores'].values())}"

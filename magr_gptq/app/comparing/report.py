@@ -25,6 +25,7 @@ from magr_gptq.app.comparing.results import (
     Table,
     accuracy_tables,
     costs,
+    divergence_tables,
     failures,
     layer_errors,
     perplexity_tables,
@@ -32,7 +33,7 @@ from magr_gptq.app.comparing.results import (
     versions,
     warnings,
 )
-from magr_gptq.app.comparing.verdict import Verdict, comparisons, judge
+from magr_gptq.app.comparing.verdict import Verdict, judge, pairs
 
 FILES = ("report.html", "results.json", "results.csv", "results.md")
 ROLES = {figures.INK: "ink", figures.MUTED: "muted", figures.LINE: "line"} | {
@@ -58,17 +59,19 @@ class Facts:
 def write_report(folder: Path, records: Mapping[Cell, Record], facts: Facts) -> Verdict:
     """Write every file of the report into the folder; the verdict."""
     perplexity, accuracy = perplexity_tables(records, facts.paper), accuracy_tables(records, facts.paper)
-    verdict = judge(perplexity)
-    panels = [figures.draw_perplexity(entry) for entry in perplexity]
+    divergence = divergence_tables(records)
+    verdict = judge(perplexity, divergence)
+    panels = {entry: figures.draw_scores(entry) for entry in (*perplexity, *divergence)}
     magnitudes = _magnitudes(records)
     errors = [figures.draw_layer_errors(grid, found) for grid, found in _lowest_last(records)]
-    figures.save_all([*chain(*panels), *magnitudes, *errors], folder / "figures")
-    quantities = [*perplexity, *accuracy]
+    figures.save_all([*chain(*panels.values()), *magnitudes, *errors], folder / "figures")
+    quantities = [*perplexity, *divergence, *accuracy]
     write_atomically(folder / "results.csv", table.comma_separated(quantities))
-    write_atomically(folder / "results.md", _markdown(verdict, perplexity, accuracy))
+    write_atomically(folder / "results.md", _markdown(verdict, perplexity, divergence, accuracy))
     write_atomically(folder / "results.json", _json(verdict, quantities, records, facts))
     page = _page(
-        facts=facts, verdict=verdict, comparisons=comparisons(perplexity[:1]), perplexity=perplexity,
+        facts=facts, verdict=verdict, pairs=pairs(perplexity[:1]), scores=[perplexity, divergence],
+        divergences={pair.magr.grid: pair for pair in pairs(divergence[:1])},
         accuracy=accuracy, panels=panels, magnitudes=magnitudes, errors=errors, costs=costs(records),
         profile=profile_of(records), failures=failures(records), warnings=warnings(records),
         versions=versions(records.values()), seeds=_seeds(records),
@@ -91,9 +94,10 @@ def _seeds(records: Mapping[Cell, Record]) -> int:
     return len({cell.seed for cell in records})
 
 
-def _markdown(verdict: Verdict, perplexity: Sequence[Table], accuracy: Sequence[Table]) -> str:
-    text = f"**{verdict.sentence}**\n\n{table.markdown(perplexity)}"
-    return f"{text}\n{table.markdown(accuracy, 'accuracy, %')}" if accuracy else text
+def _markdown(verdict: Verdict, *quantities: Sequence[Table]) -> str:
+    return "\n".join(
+        [f"**{verdict.sentence}**\n", *(table.markdown(tables) for tables in quantities if tables)]
+    )
 
 
 def _json(verdict: Verdict, tables: Sequence[Table], records: Mapping[Cell, Record], facts: Facts) -> str:
@@ -116,10 +120,15 @@ def _page(**values: Any) -> str:
     )
     environment.filters |= {
         "decimal": formats.decimal, "signed": formats.signed, "percent": formats.percent,
-        "size": formats.size, "duration": formats.duration, "inline": _inline, "entries": table.entries,
+        "size": formats.size, "duration": formats.duration, "inline": _inline,
         "by_grid": _by_grid, "same_cell": _same_cell,
     }  # fmt: skip
-    environment.globals |= {"has_paper": table.has_paper, "same_layout": _same_layout, "best": _best}
+    environment.globals |= {
+        "headings": table.headings,
+        "entries": table.entries,
+        "same_layout": _same_layout,
+        "best": _best,
+    }
     source = (files("magr_gptq.app.comparing") / "report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(**values)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
 from magr_gptq.app.comparing.methods import METHODS
 
 PLAIN = "gptq"
+PERPLEXITY, DIVERGENCE, ACCURACY = "perplexity", "divergence", "accuracy"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Row(_Entry):
-    """Perplexity, or accuracy, of one method at one grid: `values` over the seeds.
+    """A quantity of one method at one grid: `values` over the seeds.
 
     spread: standard deviation over the seeds, None for a single one.
     over: distance of the mean from the unquantized model's value. against: from plain GPTQ's.
@@ -55,12 +57,16 @@ class Row(_Entry):
 
 @dataclass(frozen=True)
 class Table:
-    """One evaluated text or task: the unquantized model's value, and the rows."""
+    """One quantity on one text or task: the unquantized model's value, and the rows.
 
+    quantity: of `PERPLEXITY`, `DIVERGENCE` and `ACCURACY`.
+    """
+
+    quantity: str
     name: str
     unquantized: float | None
     paper_unquantized: float | None
-    rows: list[Row]
+    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,17 @@ Reference = Mapping[tuple[str, int, int], Mapping[str, float | None]]
 
 def perplexity_tables(records: Mapping[Cell, Record], paper: Reference) -> list[Table]:
     """One table a text."""
-    return _tables(records, paper, lambda record: {n: s["perplexity"] for n, s in record["scores"].items()})
+    return _tables(PERPLEXITY, records, paper, partial(_scored, PERPLEXITY))
+
+
+def divergence_tables(records: Mapping[Cell, Record]) -> list[Table]:
+    """One table a text: KL from the unquantized model's predictions, in nats a token."""
+    return _tables(DIVERGENCE, records, {}, partial(_scored, DIVERGENCE))
+
+
+def _scored(quantity: str, record: Record) -> dict[str, float | None]:
+    """The quantity by text; records of earlier releases have no divergence."""
+    return {text: found[quantity] for text, found in record["scores"].items() if quantity in found}
 
 
 def accuracy_tables(records: Mapping[Cell, Record], paper: Reference) -> list[Table]:
@@ -96,10 +112,12 @@ def accuracy_tables(records: Mapping[Cell, Record], paper: Reference) -> list[Ta
         found = {name: values["accuracy"] for name, values in tasks.items()}
         return found | ({"mean of the tasks": statistics.mean(found.values())} if len(found) > 1 else {})
 
-    return _tables(records, paper, accuracies)
+    return _tables(ACCURACY, records, paper, accuracies)
 
 
-def _tables(records: Mapping[Cell, Record], paper: Reference, read: Any) -> list[Table]:
+def _tables(
+    quantity: str, records: Mapping[Cell, Record], paper: Reference, read: Callable[[Record], Any]
+) -> list[Table]:
     values: dict[str, dict[tuple[str, int, int], list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for cell, record in finished(records).items():
         for name, value in read(record).items():
@@ -112,7 +130,8 @@ def _tables(records: Mapping[Cell, Record], paper: Reference, read: Any) -> list
         for key in sorted(found, key=_order):
             plain = means.get((PLAIN, *key[1:])) if key[0] != PLAIN else None
             rows.append(_row(key, found[key], unquantized, plain, paper.get(key, {}).get(name)))
-        tables.append(Table(name, unquantized, paper.get((UNQUANTIZED, 16, -1), {}).get(name), rows))
+        published = paper.get((UNQUANTIZED, 16, -1), {}).get(name)
+        tables.append(Table(quantity, name, unquantized, published, tuple(rows)))
     return tables
 
 

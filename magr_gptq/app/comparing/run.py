@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from magr_gptq.app.comparing.cells import Cell, Record, Store
 from magr_gptq.app.comparing.plan import Plan
+from magr_gptq.app.processes import Child, EngineError
+from magr_gptq.errors import InputError
 
-STOP = "stop"
 LANE = ("-m", "magr_gptq.app.comparing.lane")
 
 
-class Listener(Protocol):
+class Observer(Protocol):
     """Who watches a run; called from several threads."""
 
     def started(self, lane: int, cell: Cell) -> None:
@@ -54,54 +51,33 @@ class Lane:
     def __init__(self, run: Run, number: int, device: str | None) -> None:
         self._run, self.number = run, number
         self._log = run.logs / f"lane-{number}.log"
-        self._environment = {**os.environ} | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
-        self._process = self._start()
+        self._changes = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+        self._child = self._start()
 
-    def _start(self) -> subprocess.Popen[str]:
-        with self._log.open("a") as sink:
-            return subprocess.Popen(
-                [sys.executable, *LANE, str(self._run.scratch), str(self._log)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, env=self._environment,
-                text=True, encoding="utf-8", start_new_session=True,
-            )  # fmt: skip
+    def _start(self) -> Child:
+        arguments = [*LANE, str(self._run.scratch), str(self._log)]
+        return Child(arguments, self._log, self._changes, start_new_session=True)
 
     def close(self) -> None:
-        """End an idle lane."""
-        assert self._process.stdin is not None
-        # a lane that is gone, or was killed, needs no word
-        with suppress(BrokenPipeError, ValueError):
-            print(STOP, file=self._process.stdin, flush=True)
-        self._process.wait()
+        """Let an idle lane end, and wait for that."""
+        self._child.close()
 
-    def kill(self) -> None:
+    def abandon(self) -> None:
         """End the lane and all that it started, in the middle of whatever it does."""
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
+        self._child.abandon()
 
-    def measure(self, cell: Cell, listener: Listener) -> Record:
+    def measure(self, cell: Cell, observer: Observer) -> Record:
         """The cell's results, or its error."""
-        if self._process.poll() is not None:
-            self._process = self._start()
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        if self._child.ended:
+            self._child = self._start()
         request = {"cell": asdict(cell), "plan": self._run.plan.to_dict()}
-        with suppress(BrokenPipeError):
-            print(json.dumps(request), file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            event = json.loads(line)
-            if event.get("event") == "done":
-                results: Record = event["results"]
-                return results
-            if event.get("event") == "failed":
-                return {"error": event["message"]}
-            listener.progress(self.number, event)
-        status = self._process.wait()
-        return {"error": f"the process ended with status {status} (-9 often means that memory ran out); "
-                         f"what it printed is in {self._log}"}  # fmt: skip
+        try:
+            return self._child.ask(request, partial(observer.progress, self.number))
+        except (InputError, EngineError) as error:
+            return {"error": str(error)}
 
 
-def run_cells(run: Run, cells: Sequence[Cell], devices: Sequence[str | None], listener: Listener) -> None:
+def run_cells(run: Run, cells: Sequence[Cell], devices: Sequence[str | None], observer: Observer) -> None:
     """Measure the cells, as many at a time as there are devices; saved one by one."""
     for folder in (run.scratch, run.logs):
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,17 +89,17 @@ def run_cells(run: Run, cells: Sequence[Cell], devices: Sequence[str | None], li
     with ThreadPoolExecutor(max(1, len(lanes))) as pool:
         try:
             for future in as_completed(
-                [pool.submit(_work, run, lane, waiting, stopped, listener) for lane in lanes]
+                [pool.submit(_work, run, lane, waiting, stopped, observer) for lane in lanes]
             ):
                 future.result()
         finally:
             stopped.set()
             for lane in lanes:
-                lane.kill()
+                lane.abandon()
 
 
 def _work(
-    run: Run, lane: Lane, waiting: queue.SimpleQueue[Cell], stopped: threading.Event, listener: Listener
+    run: Run, lane: Lane, waiting: queue.SimpleQueue[Cell], stopped: threading.Event, observer: Observer
 ) -> None:
     """Keep one lane busy until no cell waits."""
     while not stopped.is_set():
@@ -132,8 +108,8 @@ def _work(
         except queue.Empty:
             lane.close()
             return
-        listener.started(lane.number, cell)
-        results = lane.measure(cell, listener)
+        observer.started(lane.number, cell)
+        results = lane.measure(cell, observer)
         # a lane that was killed has no results worth keeping
         if not stopped.is_set():
-            listener.finished(lane.number, cell, run.store.save(cell, run.plan.settings(cell), results))
+            observer.finished(lane.number, cell, run.store.save(cell, run.plan.settings(cell), results))

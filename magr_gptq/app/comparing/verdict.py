@@ -1,4 +1,7 @@
-"""The answer in one sentence: should MagR be on for this model?"""
+"""The answer in a few sentences: should MagR be on for this model?
+
+It follows the divergence from the unquantized model where that was measured, and perplexity elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magr_gptq.app.comparing.formats import decimal, percent
-from magr_gptq.app.comparing.results import PLAIN, Row, Table
+from magr_gptq.app.comparing.formats import percent
+from magr_gptq.app.comparing.results import DIVERGENCE, PERPLEXITY, PLAIN, Row, Table
+from magr_gptq.app.comparing.table import shown_by
 
 # the first of them that was measured speaks for MagR
 JUDGED = ("magr", "paper")
+WORDS = {PERPLEXITY: "perplexity", DIVERGENCE: "divergence from the unquantized model"}
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,17 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """MagR beside plain GPTQ at one grid, on one text."""
+class Pair:
+    """MagR and plain GPTQ at one grid, by one quantity on one text; less of it is better."""
 
+    quantity: str
     text: str
     magr: Row
     plain: Row
 
     @property
     def gain(self) -> float:
-        """By how much the perplexity falls; infinite where plain GPTQ's is no number."""
+        """By how much the quantity falls; infinite where plain GPTQ has no finite value."""
         if self.magr.mean is None:
             return -math.inf
         return math.inf if self.plain.mean is None else self.plain.mean - self.magr.mean
@@ -42,22 +48,37 @@ class Comparison:
         noise = math.hypot(self.magr.spread or 0.0, self.plain.spread or 0.0)
         return 0 if abs(self.gain) <= noise else (1 if self.gain > 0 else -1)
 
+    @property
+    def place(self) -> str:
+        """Where, as people say it."""
+        return f"{self.magr.grid} on {self.text}"
 
-def judge(tables: Sequence[Table]) -> Verdict:
+    @property
+    def change(self) -> str:
+        """Both values."""
+        shown = shown_by(self.quantity)
+        return f"{shown(self.plain.mean)} → {shown(self.magr.mean)}"
+
+
+def judge(perplexity: Sequence[Table], divergence: Sequence[Table] = ()) -> Verdict:
     """Compare MagR with plain GPTQ wherever both were measured."""
-    found = comparisons(tables)
+    others = pairs(perplexity)
+    found = pairs(divergence) or others
     if not found:
         return Verdict(
             "unknown", "No verdict: it takes a finished cell of gptq and one of magr at the same bits."
         )
-    better = [c for c in found if c.sign > 0]
-    worse = [c for c in found if c.sign < 0]
-    return Verdict(
-        _kind(better, worse), f"{_opening(found, better, worse)}{_example(better, worse)}{_caution(found)}"
-    )
+    better = [pair for pair in found if pair.sign > 0]
+    worse = [pair for pair in found if pair.sign < 0]
+    sentences = [
+        f"{_opening(found, better, worse)}{_example(better, worse)}.",
+        _other_view(found, others),
+        _caution(found),
+    ]
+    return Verdict(_kind(better, worse), " ".join(filter(None, sentences)))
 
 
-def comparisons(tables: Sequence[Table]) -> list[Comparison]:
+def pairs(tables: Sequence[Table]) -> list[Pair]:
     """Every pair of rows, MagR's and plain GPTQ's, at the same grid."""
     methods = {row.method for table in tables for row in table.rows}
     judged = next((name for name in JUDGED if name in methods), None)
@@ -66,11 +87,11 @@ def comparisons(tables: Sequence[Table]) -> list[Comparison]:
         plain = {row.grid: row for row in table.rows if row.method == PLAIN}
         for row in table.rows:
             if row.method == judged and row.grid in plain and (row.values or plain[row.grid].values):
-                found.append(Comparison(table.name, row, plain[row.grid]))
+                found.append(Pair(table.quantity, table.name, row, plain[row.grid]))
     return found
 
 
-def _kind(better: list[Comparison], worse: list[Comparison]) -> str:
+def _kind(better: list[Pair], worse: list[Pair]) -> str:
     if better and worse:
         return "mixed"
     if better or worse:
@@ -78,30 +99,45 @@ def _kind(better: list[Comparison], worse: list[Comparison]) -> str:
     return "same"
 
 
-def _opening(found: list[Comparison], better: list[Comparison], worse: list[Comparison]) -> str:
+def _opening(found: list[Pair], better: list[Pair], worse: list[Pair]) -> str:
     total = f"{len(found)} comparison{'s' if len(found) > 1 else ''} with plain GPTQ"
-    lowers, raises = f"lowers perplexity in {len(better)} of {total}", f"raises it in {len(worse) or 'none'}"
+    words = WORDS[found[0].quantity]
+    lowers, raises = f"lowers {words} in {len(better)} of {total}", f"raises it in {len(worse) or 'none'}"
     if better and worse:
         return f"Mixed: MagR {lowers}, and {raises}"
     if better:
         return f"Turn MagR on: it {lowers}, and {raises}"
     if worse:
-        return f"Leave MagR off: it raises perplexity in {len(worse)} of {total}, and lowers it in none"
+        return f"Leave MagR off: it raises {words} in {len(worse)} of {total}, and lowers it in none"
     return f"MagR makes no difference beyond the spread over seeds in {total}"
 
 
-def _example(better: list[Comparison], worse: list[Comparison]) -> str:
+def _example(better: list[Pair], worse: list[Pair]) -> str:
     """The largest change, with its numbers."""
     if not better and not worse:
         return ""
-    shown = max(better, key=lambda c: c.gain) if better else min(worse, key=lambda c: c.gain)
+    shown = max(better, key=lambda pair: pair.gain) if better else min(worse, key=lambda pair: pair.gain)
     closed = shown.magr.closed
     share = f", {percent(closed)} of what GPTQ loses" if closed is not None and closed > 0 else ""
-    change = f"{decimal(shown.plain.mean)} → {decimal(shown.magr.mean)}"
-    return f"; most at {shown.magr.grid} on {shown.text}: {change}{share}"
+    return f"; most at {shown.place}: {shown.change}{share}"
 
 
-def _caution(found: list[Comparison]) -> str:
-    if any(len(c.magr.values) < 2 or len(c.plain.values) < 2 for c in found):
-        return ". With a single calibration seed, small differences may be chance."
-    return "."
+def _other_view(found: list[Pair], others: list[Pair]) -> str:
+    """What perplexity says where divergence is followed."""
+    if not others or found[0].quantity == PERPLEXITY:
+        return ""
+    signs = {pair.place: pair.sign for pair in found}
+    opposed = [pair for pair in others if pair.sign * signs.get(pair.place, 0) < 0]
+    if not opposed:
+        return f"Perplexity falls in {sum(pair.sign > 0 for pair in others)} of {len(others)}."
+    more = f", and in {len(opposed) - 1} more" if len(opposed) > 1 else ""
+    return (
+        f"Perplexity says the opposite at {opposed[0].place} ({opposed[0].change}){more}. The verdict "
+        "follows the divergence: an error can lower perplexity where the unquantized model is itself wrong."
+    )
+
+
+def _caution(found: list[Pair]) -> str:
+    if any(len(pair.magr.values) < 2 or len(pair.plain.values) < 2 for pair in found):
+        return "With a single calibration seed, small differences may be chance."
+    return ""

@@ -180,7 +180,7 @@ def forecast(
     grid = {"bits": bits, "group_size": group_size}
     losses = {
         beta: predicted_loss(found.weight, original, hessian, **grid, beta=beta)
-        for beta in config.betas_for(bits, group_size)
+        for beta in config.betas(bits, group_size)
     }
     beta = min(losses, key=losses.__getitem__)
     return Forecast(

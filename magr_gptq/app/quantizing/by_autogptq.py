@@ -26,8 +26,8 @@ def quantize(
     """Load, quantize on the windows, save; the seconds of quantize() and what became of every layer."""
     if config.model_type not in GPTQ_CAUSAL_LM_MODEL_MAP:
         raise InputError(f"auto-gptq 0.7 knows no {config.model_type!r} models; use --engine gptqmodel")
-    if job.method == "rtn" and job.magr is None:
-        raise InputError("auto-gptq has no plain RTN; use --engine gptqmodel")
+    if job.rounding == "nearest" and job.magr is None:
+        raise InputError("auto-gptq has no plain rounding to nearest; use --engine gptqmodel")
     # the calibration passes run in this dtype, and CPUs multiply float32 several times faster
     dtype = torch.float16 if torch.cuda.is_available() else torch.float32
     # without CUDA this is a RuntimeError, but for what magr_gptq.enable() answers there

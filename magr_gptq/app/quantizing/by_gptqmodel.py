@@ -58,7 +58,7 @@ def _report(job: Job, model: Any) -> RunReport:
     by_place = {found[0]: name for name in names if (found := re.search(r"\.\d+\..+", name))}
     fallbacks = {}
     for row in model.quant_log:
-        if job.method == "gptq" and "fallback" in row["loss"]:
+        if job.rounding == "gptq" and "fallback" in row["loss"]:
             place = f".{row['layer']}.{row['module']}"
             fallbacks[by_place.get(place, place)] = _why(row)
     return full_report(job, model.quantize_config.magr_report, names, fallbacks)
@@ -92,7 +92,7 @@ def _quantize_config(job: Job, **options: Any) -> Any:
         options["act_group_aware"] = False
     if job.magr is not None:
         options["magr"] = job.toolkit_magr
-    elif job.method == "rtn":
+    elif job.rounding == "nearest":
         # the toolkit rounds layers of fewer samples to nearest: that is, all of them
         options["fallback"] = Fallback(threshold=float("inf"))
     return QuantizeConfig(

@@ -8,17 +8,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from magr_gptq.app.quantizing.engines import ENGINES, LOADING
 from magr_gptq.app.quantizing.job import Job, Outcome
-
-LOADING = {
-    "gptqmodel": "from gptqmodel import GPTQModel\nmodel = GPTQModel.load({out!r})",
-    "auto-gptq": "from auto_gptq import AutoGPTQForCausalLM\n"
-    "model = AutoGPTQForCausalLM.from_quantized({out!r})",
-    "transformers": "from transformers import AutoModelForCausalLM  # with gptqmodel installed\n"
-    'model = AutoModelForCausalLM.from_pretrained({out!r}, device_map="auto")',
-}
-# what was tried; GPTQModel 7.6 refuses what AutoGPTQ saved
-LOADED_BY = {"gptqmodel": ("gptqmodel", "transformers", "auto-gptq"), "auto-gptq": ("auto-gptq",)}
 
 CITATION = """\
 @inproceedings{zhang2024magr,
@@ -96,8 +87,8 @@ def _shrinkage(layer: dict[str, Any]) -> float:
 
 
 def _loading(job: Job) -> Iterator[str]:
-    for toolkit in LOADED_BY[job.engine]:
-        yield f"```python\n{LOADING[toolkit].format(out=Path(job.out).name)}\n```"
+    for loader in ENGINES[job.engine].loaders:
+        yield f"```python\n{LOADING[loader].format(out=Path(job.out).name)}\n```"
 
 
 def _name(source: str) -> str:

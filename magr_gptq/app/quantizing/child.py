@@ -1,84 +1,47 @@
-"""The process that quantizes: reads jobs from stdin, answers with events on stdout, one JSON a line.
+"""The process that quantizes: answers jobs with outcomes, as `magr_gptq.app.processes` has it.
 
 A process of its own, because toolkits print, write ./logs, take their settings from environment
-variables and leave threads behind. Their output goes to stderr; `magr_gptq.app.quantizing.worker` starts it.
+variables and leave threads behind. `magr_gptq.app.quantizing.worker` starts it.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import sys
-import threading
-import traceback
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from queue import Queue
-from typing import Any, TextIO
+from typing import Any
 
-from magr_gptq.app.quantizing import loading
+from magr_gptq.app.inputs import local_folder, read_model
+from magr_gptq.app.processes import serve
+from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.space import check_space
-from magr_gptq.app.text import load_text, random_windows
-from magr_gptq.errors import InputError
-from magr_gptq.toolkits import TOOLKITS, enabled
+from magr_gptq.toolkits import enabled
 from magr_gptq.toolkits.report import RunReport
-
-Tell = Callable[..., None]
+from magr_score.process import Tell
 
 TOKENS_AT_ONCE = 2048
-MODULES = {
-    "gptqmodel": "magr_gptq.app.quantizing.by_gptqmodel",
-    "auto-gptq": "magr_gptq.app.quantizing.by_autogptq",
-}
 
 
-def main() -> None:
-    """Answer every job with `done` or with `error`."""
-    answers = _keep_stdout()
-    busy = threading.Event()
-
-    def tell(event: str, **values: Any) -> None:
-        print(json.dumps({"event": event, **values}), file=answers, flush=True)
-
-    for line in _lines(busy):
-        try:
-            outcome = perform(Job.from_json(line), tell)
-            busy.clear()
-            tell("done", **asdict(outcome))
-        except InputError as error:
-            busy.clear()
-            tell("error", message=str(error), input=True)
-        except Exception as error:
-            traceback.print_exc()
-            busy.clear()
-            tell("error", message=f"{type(error).__name__}: {error}", input=False)
-
-
-def perform(job: Job, tell: Tell) -> Outcome:
+def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     """Check what was given, prepare the calibration text, quantize, save."""
+    job = Job(**request)
     tell("stage", text="checking the model")
-    folder = loading.local_folder(job)
+    folder = local_folder(job.model, allow_pickle=job.allow_pickle, trust_remote_code=job.trust_remote_code)
     check_space(Path(job.out), folder, job.bits, job.group_size)
-    config, tokenizer = loading.load_model_files(str(folder), job.trust_remote_code)
-    loading.check_all_weights(folder, config)
+    model = read_model(folder, job.trust_remote_code)
     tell("stage", text="reading the calibration text")
-    seqlen = min(job.seqlen, loading.model_limit(config))
-    windows = random_windows(
-        tokenizer(load_text(job.calibration))["input_ids"], job.samples, seqlen, job.seed
-    )
-    loading.check_vocabulary(windows, config)
-    seconds, report = _quantize(replace(job, model=str(folder)), config, windows, tell)
+    windows = model.windows(job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed)
+    seconds, report = _quantize(replace(job, model=str(folder)), model.config, windows, tell)
     if not Path(job.out, "tokenizer_config.json").exists():
         # GPTQModel saves it by itself, under a class name that older transformers know
-        tokenizer.save_pretrained(job.out)
-    outcome = _outcome(job, seconds, seqlen, report)
+        model.tokenizer.save_pretrained(job.out)
+    outcome = _outcome(job, seconds, len(windows[0]), report)
     # stderr is the run's log
     print(json.dumps(outcome.totals, indent=1), outcome.warning or "", sep="\n", file=sys.stderr)
-    return outcome
+    return asdict(outcome)
 
 
 def _quantize(job: Job, config: Any, windows: list[list[int]], tell: Tell) -> tuple[float, RunReport]:
@@ -88,17 +51,18 @@ def _quantize(job: Job, config: Any, windows: list[list[int]], tell: Tell) -> tu
         tell("layers", done=done, total=layers)
 
     tell("stage", text="loading the model")
-    with enabled(job.engine):
-        engine = importlib.import_module(MODULES[job.engine])
+    engine = ENGINES[job.engine]
+    with enabled(engine.toolkit):
+        quantize = engine.quantize
         progress(0)
         batch_size = max(1, TOKENS_AT_ONCE // len(windows[0]))
-        seconds, report = engine.quantize(job, config, windows, batch_size, progress)
+        seconds, report = quantize(job, config, windows, batch_size, progress)
     progress(layers)
     return seconds, report
 
 
 def _outcome(job: Job, seconds: float, seqlen: int, report: RunReport) -> Outcome:
-    names = ("torch", "transformers", TOOLKITS[job.engine].distribution, "magr-gptq")
+    names = ("torch", "transformers", ENGINES[job.engine].distribution, "magr-gptq")
     return Outcome(
         seconds, seqlen, {name: version(name) for name in names},
         summary=None if job.magr is None else report.summary(), warning=report.warning(),
@@ -106,29 +70,5 @@ def _outcome(job: Job, seconds: float, seqlen: int, report: RunReport) -> Outcom
     )  # fmt: skip
 
 
-def _lines(busy: threading.Event) -> Iterator[str]:
-    """The lines of stdin. Where it ends amid a job, the caller was killed, and so ends this process."""
-    lines: Queue[str | None] = Queue()
-
-    def read() -> None:
-        for line in sys.stdin:
-            busy.set()
-            lines.put(line)
-        lines.put(None)
-        if busy.is_set():
-            print("the calling process is gone", file=sys.stderr, flush=True)
-            os._exit(1)
-
-    threading.Thread(target=read, daemon=True).start()
-    return iter(lines.get, None)
-
-
-def _keep_stdout() -> TextIO:
-    """The real stdout, for answers alone; whatever else is printed goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    return answers
-
-
 if __name__ == "__main__":
-    main()
+    serve(perform)

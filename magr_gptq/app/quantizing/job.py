@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
-
-ENGINES = ("gptqmodel", "auto-gptq")
 
 
 @dataclass(frozen=True)
@@ -14,7 +11,7 @@ class Job:
     """What to quantize, how, and where to save it.
 
     model: folder or hub id. out: folder, absent or empty. calibration: see `magr_gptq.app.text`.
-    method: "gptq", or "rtn" for rounding to nearest.
+    engine: of `magr_gptq.app.quantizing.engines`. rounding: "gptq" or "nearest".
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
@@ -25,7 +22,7 @@ class Job:
     out: str
     calibration: str
     engine: str = "gptqmodel"
-    method: str = "gptq"
+    rounding: str = "gptq"
     bits: int = 4
     group_size: int = 128
     sym: bool = True
@@ -41,18 +38,9 @@ class Job:
     @property
     def toolkit_magr(self) -> dict[str, Any] | None:
         """What the toolkit's own keyword `magr` takes."""
-        if self.magr is None or self.method == "gptq":
+        if self.magr is None or self.rounding == "gptq":
             return self.magr
-        return {**self.magr, "rounding": "nearest"}
-
-    def to_json(self) -> str:
-        """One line that `from_json` reads back."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, line: str) -> Job:
-        """The job that `to_json` wrote."""
-        return cls(**json.loads(line))
+        return {**self.magr, "rounding": self.rounding}
 
 
 @dataclass(frozen=True)

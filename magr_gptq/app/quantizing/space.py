@@ -6,7 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
-from magr_gptq.app.quantizing.checks import find_pickles, find_shards, tensor_shapes
+from magr_gptq.app.checks import find_pickles, find_shards, tensor_shapes
 from magr_gptq.errors import InputError
 
 # what stays in 16 bits: embeddings and the output layer

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from magr_gptq.reduction.kernels.fusing import can_fuse
+from magr_gptq.reduction.kernels.fusing import can_fuse, fused_or_plain
 from magr_gptq.reduction.kernels.plain import plain_update_
 
-# a longer row or group does not fit into the registers of one block of threads
-LONGEST = 32768
+# a longer row or group spills out of the registers of one block of threads
+LONGEST = 8192
 
 
 def update_(
@@ -26,15 +28,20 @@ def update_(
 ) -> Tensor:
     """ADMM's over-relaxation, threshold, clip and dual update, in place; see `plain_update_`.
 
-    Fused for rows or groups of at most 32,768 columns.
+    Fused for rows or groups of at most 8,192 columns.
     """
-    size = v.shape[-1] if group_size == -1 else group_size
-    if size <= LONGEST and can_fuse(v):
+    settings: dict[str, Any] = {
+        "relaxation": relaxation, "group_size": group_size, "squared": squared, "levels": levels,
+    }  # fmt: skip
+
+    def plain() -> Tensor:
+        return plain_update_(v, z, original, target, t, metric, **settings)
+
+    def fused() -> Tensor:
         # not at the top: triton is optional, and compiles for a device
-        from magr_gptq.reduction.kernels.fused import fused_update_ as chosen
-    else:
-        chosen = plain_update_
-    return chosen(
-        v, z, original, target, t, metric,
-        relaxation=relaxation, group_size=group_size, squared=squared, levels=levels,
-    )  # fmt: skip
+        from magr_gptq.reduction.kernels.fused import fused_update_
+
+        return fused_update_(v, z, original, target, t, metric, **settings)
+
+    size = v.shape[-1] if group_size == -1 else group_size
+    return fused_or_plain("update", fused, plain, v) if size <= LONGEST and can_fuse(v) else plain()

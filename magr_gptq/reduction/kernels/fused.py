@@ -21,6 +21,8 @@ from magr_gptq.reduction.groups import group_count
 # short groups share a program until it has this many elements
 TILE = 4096
 ELEMENTS_PER_WARP = 512
+# a block has at most 1,024 threads: AMD's warps have 64, NVIDIA's 32
+MOST_WARPS = 16 if torch.version.hip else 32
 
 
 def fused_update_(
@@ -60,7 +62,7 @@ def fused_update_(
         rows * groups, groups, layer_rows, columns, size, shared.stride(0), shared.stride(1), relaxation,
         SQUARED=squared, WEIGHTED=metric is not None, WARM=levels is not None,
         TOGETHER=together, LENGTH=length,
-        num_warps=min(32, max(4, together * length // ELEMENTS_PER_WARP)),
+        num_warps=min(MOST_WARPS, max(4, together * length // ELEMENTS_PER_WARP)),
     )  # fmt: skip
     return found
 

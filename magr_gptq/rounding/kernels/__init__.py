@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from magr_gptq.reduction.kernels.fusing import can_fuse
+from magr_gptq.reduction.kernels.fusing import can_fuse, fused_or_plain
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
 
 
@@ -19,9 +19,14 @@ def sweep_block_(
     highest: int,
 ) -> Tensor:
     """A block of the coordinate descent's sweep, in place; see `plain_sweep_block_`."""
-    if can_fuse(found):
+
+    def plain() -> Tensor:
+        return plain_sweep_block_(found, residual, hessian, scale, zero, lowest=lowest, highest=highest)
+
+    def fused() -> Tensor:
         # not at the top: triton is optional, and compiles for a device
-        from magr_gptq.rounding.kernels.fused import fused_sweep_block_ as chosen
-    else:
-        chosen = plain_sweep_block_
-    return chosen(found, residual, hessian, scale, zero, lowest=lowest, highest=highest)
+        from magr_gptq.rounding.kernels.fused import fused_sweep_block_
+
+        return fused_sweep_block_(found, residual, hessian, scale, zero, lowest=lowest, highest=highest)
+
+    return fused_or_plain("sweep", fused, plain, found) if can_fuse(found) else plain()

@@ -1,5 +1,5 @@
-"""AutoGPTQ. An AutoGPTQ with a field `magr` of its own, such as a patched one, calls these two functions."""
+"""AutoGPTQ. An AutoGPTQ with a field `magr` of its own, such as a patched one, calls these functions."""
 
-from magr_gptq.toolkits.autogptq.adapter import quantize_layer, quantize_model
+from magr_gptq.toolkits.autogptq.adapter import count_tokens, quantize_layer, quantize_model
 
-__all__ = ["quantize_layer", "quantize_model"]
+__all__ = ["count_tokens", "quantize_layer", "quantize_model"]

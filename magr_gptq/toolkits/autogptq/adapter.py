@@ -6,6 +6,7 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
+- `quantization.gptq.GPTQ.add_batch`: counts the tokens that go into the Hessian.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
@@ -29,8 +30,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.rounding.layer import Layer, Rounded
-from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits.layer_step import Aside, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 
 # the format stores zero − 1 in an unsigned field
 LOWEST_ZERO = 1
+# of scales, whatever the model's dtype
+STORED = torch.float16
 
 FASTERQUANT_PARAMETERS = ("self", "blocksize", "percdamp", "group_size", "actorder", "static_groups")
 
@@ -61,6 +65,7 @@ def apply(patches: Patches) -> None:
     patches.add_magr_field(_base.BaseQuantizeConfig, _init)
     patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
     patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
+    patches.wrap(gptq.GPTQ, "add_batch", _count, ("self", "inp", "out"))
     patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
     if not torch.cuda.is_available():
         cuda = _View(torch.cuda, is_available=lambda: True, synchronize=lambda: None)
@@ -112,6 +117,24 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return quantize
 
 
+def count_tokens(task: Any, inputs: Tensor) -> None:
+    """Count the tokens that the toolkit, which counts sequences, adds to its Hessian; not a convolution's.
+
+    An AutoGPTQ with a field `magr` of its own calls this in `add_batch`.
+    """
+    if isinstance(task.layer, (torch.nn.Linear, Conv1D)):
+        task.magr_tokens = getattr(task, "magr_tokens", 0) + inputs.shape[:-1].numel()
+
+
+def _count(original: Callable[..., None]) -> Callable[..., None]:
+    def add_batch(self: Any, inp: Tensor, out: Tensor) -> None:
+        original(self, inp, out)
+        if _run.get() is not None:
+            count_tokens(self, inp)
+
+    return add_batch
+
+
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def fasterquant(
         self: Any, blocksize: int = 128, percdamp: float = 0.01, group_size: int = -1,
@@ -123,8 +146,7 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         run = _run.get()
         if run is None:
             return quantize()
-        order = _order(self.H) if actorder and not static_groups else None
-        return _quantize_rows(self, run, quantize, group_size, order)
+        return _quantize_rows(self, run, quantize, group_size, actorder, static_groups)
 
     return fasterquant
 
@@ -157,27 +179,18 @@ def quantize_layer(task: Any, quantize: Callable[[], Any], config: Any, name: st
     if magr is None:
         return quantize()
     run = _Run(magr, config.bits, config.magr_report, {id(task.layer): name})
-    order = _order(task.H) if config.desc_act and not config.static_groups else None
-    return _quantize_rows(task, run, quantize, config.group_size, order)
+    return _quantize_rows(task, run, quantize, config.group_size, config.desc_act, config.static_groups)
 
 
 def _quantize_rows(
-    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, order: torch.Tensor | None
+    task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, reorders: bool, static_groups: bool
 ) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
+    order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
     name = run.names[id(task.layer)]
-    try:
-        layer = Layer(
-            _to_matrix(task.layer), task.H,
-            bits=run.bits, group_size=group_size, order=order, config=run.magr,
-        )  # fmt: skip
-    except ValueError as error:
-        # the toolkit knows what it does about a layer with bad numbers
-        run.report.add(LayerReport(name, run.bits, group_size, skipped=str(error)))
-        log.warning("magr steps aside for %s: %s", name, error)
-        return quantize()
     weight = task.layer.weight
     own = weight.data
+    plan = run.magr.resolve(run.bits, group_size, order, STORED)
     # the toolkit keeps a grid that was set before
     quantizer = copy.deepcopy(task.quantizer)
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
@@ -194,11 +207,19 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    settled = settle(layer, task.H, round_rows)
-    run.report.add(LayerReport.of(name, run.bits, group_size, settled))
-    kept = settled.rounded
-    weight.data = _from_matrix(task.layer, kept.weight).to(own)
-    return kept.scale, kept.zero, kept.group_of
+    given = Given(
+        _to_matrix(task.layer), task.H, plan, getattr(task, "magr_tokens", None), in_order=not reorders
+    )
+    done = layer_step.quantize_layer(given, round_rows)
+    if isinstance(done, Aside):
+        task.H, task.quantizer = done.hessian, quantizer
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=done.reason, aside=done.outcome))
+        log.warning("magr steps aside for %s: %s", name, done.reason)
+        return quantize()
+    run.report.add(LayerReport.of(name, run.bits, group_size, done))
+    best = done.settled.rounded
+    weight.data = _from_matrix(task.layer, best.weight).to(own)
+    return best.scale, best.zero, best.group_of
 
 
 def _to_matrix(layer: Any) -> torch.Tensor:
@@ -210,9 +231,3 @@ def _to_matrix(layer: Any) -> torch.Tensor:
 def _from_matrix(layer: Any, matrix: torch.Tensor) -> torch.Tensor:
     """The inverse of `_to_matrix`, for any number of rows."""
     return matrix.t() if isinstance(layer, Conv1D) else matrix.view(-1, *layer.weight.shape[1:])
-
-
-def _order(hessian: torch.Tensor) -> torch.Tensor:
-    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
-    diagonal = hessian.diagonal()
-    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)

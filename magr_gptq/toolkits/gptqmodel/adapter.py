@@ -29,13 +29,13 @@ from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.utils.fallback import should_use_fallback
 from transformers.pytorch_utils import Conv1D
 
-from magr_gptq.config import MagRConfig
+from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.rounding.layer import Layer
+from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.gptqmodel import config as config_field
 from magr_gptq.toolkits.gptqmodel import resume
 from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
-from magr_gptq.toolkits.layer_step import settle
+from magr_gptq.toolkits.layer_step import Aside, Done, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import restore_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
@@ -44,10 +44,13 @@ log = logging.getLogger(__name__)
 
 CALLED = {
     "finalize_hessian": ("self", "target_device"),
+    "_shared_factor_key": ("self", "ordering"),
     "clone_module": ("self", "copy", "device"),
     "_shared_factor_or_local": ("self", "ordering", "producer"),
     "_disable_shared_hessian_cache": ("self",),
 }
+# of scales, whatever the model's dtype
+STORED = torch.float16
 NOT_INVERTED = "its Hessian could not be inverted, so the toolkit rounded it to nearest"
 
 
@@ -126,37 +129,47 @@ def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
 
 def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
-    config, module = task.qcfg, task.module
-    device = getattr(module, "target_device", None)
-    hessian = task.finalize_hessian(target_device=device)
-    order = _order(task, hessian)
-    try:
-        layer = Layer(
-            task.clone_module(device=hessian.device), hessian, bits=config.bits,
-            group_size=config.group_size, order=order, config=magr, share=_share(task, order),
-        )  # fmt: skip
-    except ValueError as error:
-        # one layer's bad numbers don't end a run of hours: the toolkit knows what it does about them
-        _step_aside(task, skipped=str(error))
-        return quantize()
-    if magr.rounding == "nearest":
+    config = task.qcfg
+    hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
+    plan = magr.resolve(config.bits, config.group_size, _order(task, hessian), STORED)
+    if plan.nearest:
         # other layers with this input may have shared their factor
         task._disable_shared_hessian_cache()
-    rounding = Rounding(task, quantize)
+    given = Given(
+        weight=task.clone_module(device=hessian.device),
+        hessian=hessian,
+        plan=plan,
+        # of GPTAQ and FOEM these are sequences
+        tokens=None if isinstance(task, (GPTAQ, FOEM)) else int(task.nsamples),
+        # padding is cut off where it stands
+        in_order=not config.desc_act and not task._tp_pad_cols,
+        share=_share(task, plan),
+    )
+    rounding = Rounding(task, quantize, _kind(plan))
     try:
-        settled = settle(layer, hessian, rounding)
+        done = layer_step.quantize_layer(given, rounding)
     except RetriedError:
         return rounding.found  # the retry has quantized the layer's own weight
-    report = LayerReport.of(_name(task), config.bits, config.group_size, settled)
-    *_, duration, loss, damp, samples = rounding.found
+    if isinstance(done, Aside):
+        task.H = done.hessian
+        _step_aside(task, skipped=done.reason, aside=done.outcome)
+        return quantize()
+    return _result(task, done, rounding.found)
+
+
+def _result(task: Any, done: Done, found: Any) -> Any:
+    """What the toolkit's `quantize` returns, of the rows that were kept; counted in the report."""
+    config, module = task.qcfg, task.module
+    report, settled = LayerReport.of(_name(task), config.bits, config.group_size, done), done.settled
+    *_, duration, loss, damp, samples = found
     # a loss in words tells of another way to round
     config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):
         loss = settled.squared_error / 2 / samples  # as the toolkit counts it
-    kept = settled.rounded
-    matrix = kept.weight.t() if isinstance(module, Conv1D) else kept.weight
+    best = settled.rounded
+    matrix = best.weight.t() if isinstance(module, Conv1D) else best.weight
     weight = matrix.reshape(module.weight.shape).to(module.weight)
-    return weight, kept.scale, kept.zero, kept.group_of, duration, loss, damp, samples
+    return weight, best.scale, best.zero, best.group_of, duration, loss, damp, samples
 
 
 def _step_aside(task: Any, **why: Any) -> None:
@@ -164,7 +177,7 @@ def _step_aside(task: Any, **why: Any) -> None:
     # where the toolkit retries, the reduced rows have been consumed
     task.module_copy = None
     config.magr_report.add(LayerReport(_name(task), config.bits, config.group_size, **why))
-    log.warning("magr steps aside for %s: %s", _name(task), *why.values())
+    log.warning("magr steps aside for %s: %s", _name(task), next(iter(why.values())))
 
 
 def _applicable(magr: MagRConfig, task: Any) -> MagRConfig:
@@ -192,7 +205,13 @@ def _setting(task: Any) -> MagRConfig | None:
     return default if override is None else MagRConfig.parse(override)
 
 
-def _share(task: Any, order: torch.Tensor | None) -> Share | None:
+def _kind(plan: Plan) -> str:
+    """What sets the Hessians of layers with one input apart, for the toolkit's cache of factors."""
+    order = "theirs" if plan.order is None else "desc_act"
+    return f"magr, order {order}, shrinks {plan.shrinks}, reorders {plan.reorders}"
+
+
+def _share(task: Any, plan: Plan) -> Share | None:
     """The toolkit's cache for layers with one input (q, k, v; gate, up), kept until the last of them is done.
 
     Not for a mixture's experts, whose names have numbers: all gates come before all ups, so that hundreds of
@@ -200,12 +219,11 @@ def _share(task: Any, order: torch.Tensor | None) -> Share | None:
     """
     if any(part.isdigit() for part in task.name.split(".")):
         return None
-    return partial(task._shared_factor_or_local, "magr" if order is None else "magr, ordered")
+    return partial(task._shared_factor_or_local, _kind(plan))
 
 
 def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
-    """With desc_act a group is consecutive columns of this order; dead columns count as 1 there."""
+    """With desc_act a group is consecutive columns of this order."""
     if not task.qcfg.desc_act or task.qcfg.static_groups:
         return None
-    diagonal = hessian.diagonal()
-    return torch.argsort(torch.where(diagonal == 0, 1.0, diagonal), descending=True)
+    return descending_order(hessian, dead=1.0)

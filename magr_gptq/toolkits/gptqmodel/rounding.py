@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magr_gptq.rounding.layer import Rounded
+from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits.quantizer import shrunk_grid
 
 
@@ -29,11 +30,12 @@ class RetriedError(Exception):
 class Rounding:
     """`quantize` of a task, with rows handed over as `module_copy` while a stand-in is its module.
 
+    kind: sets this Hessian apart from others of the same input in the toolkit's cache of factors.
     found: what the toolkit returned the last time.
     """
 
-    def __init__(self, task: Any, quantize: Callable[[], Any]) -> None:
-        self._task, self._quantize = task, quantize
+    def __init__(self, task: Any, quantize: Callable[[], Any], kind: str) -> None:
+        self._task, self._quantize, self._kind = task, quantize, kind
         self._module, self._quantizer = task.module, task.quantizer
 
     def __call__(self, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
@@ -44,7 +46,7 @@ class Rounding:
         weight = rows.new_empty(()).expand_as(rows)
         task.module = stand_in = StandIn(self._module, weight, getattr(self._module, "target_device", None))
         try:
-            with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits):
+            with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits), self._own_key():
                 self.found = self._quantize()
             if task.module is not stand_in:
                 raise RetriedError
@@ -53,3 +55,13 @@ class Rounding:
             task.module, task.module_copy = self._module, None
         weight, scale, zero, group_of, *_ = self.found
         return Rounded(weight, scale, zero, group_of)
+
+    @contextmanager
+    def _own_key(self) -> Iterator[None]:
+        """Let layers share the toolkit's factor only where MagR has changed their Hessians alike."""
+        task, key = self._task, type(self._task)._shared_factor_key
+        task._shared_factor_key = lambda ordering: (*key(task, ordering), self._kind)
+        try:
+            yield
+        finally:
+            del task._shared_factor_key

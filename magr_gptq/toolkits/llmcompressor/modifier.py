@@ -10,6 +10,8 @@ What the subclass overrides, and why there:
 
 - `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
   each module that it owns. A stand-in with candidate rows is rounded in the module's place.
+- `calibrate_module`: counts the tokens that go into a Hessian, and `_reduce_hessian_to_target_rank` sums
+  those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
 - `on_initialize`: refuses what MagR can't apply to. `on_finalize`: raises where nothing was reduced.
 """
@@ -35,9 +37,9 @@ from pydantic import Field, PrivateAttr, field_serializer, field_validator, mode
 from torch import Tensor
 from torch import distributed as dist
 
-from magr_gptq.config import MagRConfig
-from magr_gptq.rounding.layer import Layer, Rounded, Settled
-from magr_gptq.toolkits.layer_step import settle_apart
+from magr_gptq.config import MagRConfig, Plan
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits.layer_step import Aside, Given, descending_order, quantize_together
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, write_back
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport, RunReport
@@ -73,6 +75,7 @@ class MagRGPTQModifier(GPTQModifier):
     magr: Any = Field(default=True, validate_default=True)
 
     _magr_report: RunReport = PrivateAttr(default_factory=RunReport)
+    _tokens: dict[Any, Tensor] = PrivateAttr(default_factory=dict)
 
     @property
     def magr_report(self) -> RunReport:
@@ -122,6 +125,20 @@ class MagRGPTQModifier(GPTQModifier):
                 logger.warning("magr, not as intended: {}", warning)
         return finalized
 
+    def calibrate_module(self, module: Any, args: tuple[Tensor, ...], _output: Tensor) -> None:
+        """GPTQModifier's, which adds a batch to the Hessian and counts sequences; counts their tokens."""
+        super().calibrate_module(module, args, _output)
+        if self.magr is not None and isinstance(module, torch.nn.Linear):
+            seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
+            self._tokens[module] = self._tokens.get(module, 0) + seen
+
+    def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
+        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their tokens, too."""
+        for module in module_list:
+            if module in self._tokens:
+                dist.reduce(self._tokens[module], op=dist.ReduceOp.SUM, dst=module_to_rank[module])
+        super()._reduce_hessian_to_target_rank(module_list, module_to_rank)
+
     def compress_modules(self) -> None:
         """GPTQModifier's; no rank reads on before all have written."""
         super().compress_modules()
@@ -136,7 +153,7 @@ class MagRGPTQModifier(GPTQModifier):
             return
         reached = {module: bool(self._hessians[module].any()) for module in module_list}
         for module in (module for module, was_reached in reached.items() if not was_reached):
-            self._step_aside(module, NO_INPUT)
+            self._step_aside(module, NO_INPUT, "unreached")
             super().compress_module_list([module])
         modules = [module for module, was_reached in reached.items() if was_reached]
         for batch in assign_batches(modules, self.batched_quantization, self.block_size):
@@ -148,45 +165,42 @@ class MagRGPTQModifier(GPTQModifier):
         """A batch that llm-compressor fitted into memory, cut for rows that are so many times more."""
         size = len(batch)
         if self.batched_quantization == "auto":
-            candidates = self.magr.candidates(*_grid(batch[0].quantization_scheme.weights))
-            size = max(1, size // len(candidates))
+            size = max(1, size // len(self._plan(batch[0]).candidates))
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def _compress_batch(self, batch: list[Any]) -> None:
         """Round rows in place of the modules', and give the modules what came out."""
-        layers = self._layers(batch)
-        for module, settled in zip(layers, self._settle(layers), strict=True):
+        plans = [self._plan(module) for module in batch]
+        given = [
+            Given(
+                module.weight,
+                self._hessians.pop(module),
+                plan,
+                int(self._tokens.pop(module, 0)) or None,
+                in_order=not module.quantization_scheme.weights.actorder,
+            )
+            for module, plan in zip(batch, plans, strict=True)
+        ]
+        settled = quantize_together(given, partial(self._round, batch))
+        for module, found in zip(batch, settled, strict=True):
+            name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+            if isinstance(found, Aside):
+                self._hessians[module] = found.hessian
+                self._step_aside(module, found.reason, found.outcome)
+                super().compress_module_list([module])
+                continue
             del self._num_samples[module]
-            name = self._module_names[module]
-            write_back(module, settled.rounded)
-            report = LayerReport.of(name, *_grid(module.quantization_scheme.weights), settled)
+            write_back(module, found.settled.rounded)
+            report = LayerReport.of(name, *grid, found)
             failed = name in self._rtn_fallback_module_names
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
 
-    def _settle(self, layers: dict[Any, Layer]) -> list[Settled]:
-        """What the modules end with, in one pass for all where there is the memory."""
-        hessians = {module: self._hessians.pop(module) for module in layers}
-        try:
-            found = self._round(
-                (module, layer.rows, layer.factors, layer.coupling(hessians[module]))
-                for module, layer in layers.items()
-            )
-            return [layer.settle(rounded) for layer, rounded in zip(layers.values(), found, strict=True)]
-        except torch.OutOfMemoryError:
-            if not all(layer.has_choice for layer in layers.values()):
-                raise
-        hessians.clear()
-        return [settle_apart(layer, partial(self._round_one, module)) for module, layer in layers.items()]
-
-    def _round_one(self, module: Any, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
-        (rounded,) = self._round([(module, rows, factors, hessian)])
-        return rounded
-
-    def _round(self, passes: Iterable[tuple[Any, Tensor, Tensor, Tensor]]) -> list[Rounded]:
+    def _round(self, batch: list[Any], passes: Iterable[tuple[int, Tensor, Tensor, Tensor]]) -> list[Rounded]:
         """Have GPTQModifier round a stand-in for each module, by its rows, their factors, and a Hessian."""
         stand_ins = []
         try:
-            for module, rows, factors, hessian in passes:
+            for number, rows, factors, hessian in passes:
+                module = batch[number]
                 stand_ins.append(stand_in := StandIn(module, rows, factors))
                 self._module_names[stand_in] = self._module_names[module]
                 self._hessians[stand_in], self._num_samples[stand_in] = hessian, self._num_samples[module]
@@ -197,26 +211,12 @@ class MagRGPTQModifier(GPTQModifier):
                     known.pop(stand_in, None)
         return [stand_in.rounded() for stand_in in stand_ins]
 
-    def _layers(self, batch: list[Any]) -> dict[Any, Layer]:
-        """The modules' layers; what MagR can't reduce is left to llm-compressor, lest a run of hours end."""
-        layers = {}
-        for module in batch:
-            try:
-                layers[module] = self._layer(module)
-            except ValueError as error:
-                self._step_aside(module, str(error))
-                super().compress_module_list([module])
-        return layers
-
-    def _layer(self, module: Any) -> Layer:
-        args, hessian = module.quantization_scheme.weights, self._hessians[module]
-        bits, group_size = _grid(args)
+    def _plan(self, module: Any) -> Plan:
+        args = module.quantization_scheme.weights
         # observers that search choose the step by themselves
-        config = self.magr if args.observer in RANGE_OBSERVERS else self.magr.with_beta(1.0)
-        return Layer(
-            module.weight, hessian,
-            bits=bits, group_size=group_size, order=_order(args, hessian), config=config,
-        )  # fmt: skip
+        magr = self.magr if args.observer in RANGE_OBSERVERS else self.magr.with_beta(1.0)
+        plan: Plan = magr.resolve(*_grid(args), _order(args, self._hessians[module]), module.weight.dtype)
+        return plan
 
     def _quantized_modules(self) -> list[Any]:
         return [
@@ -225,9 +225,9 @@ class MagRGPTQModifier(GPTQModifier):
             if getattr_chain(module, "quantization_scheme.weights", None) is not None
         ]
 
-    def _step_aside(self, module: Any, why: str) -> None:
-        name = self._module_names[module]
-        self._magr_report.add(LayerReport(name, *_grid(module.quantization_scheme.weights), skipped=why))
+    def _step_aside(self, module: Any, why: str, outcome: str) -> None:
+        name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+        self._magr_report.add(LayerReport(name, *grid, skipped=why, aside=outcome))
         logger.warning("magr steps aside for {}: {}", name, why)
 
     def _complete_report(self) -> None:
@@ -239,7 +239,7 @@ class MagRGPTQModifier(GPTQModifier):
         known = {layer.name for layer in self._magr_report.layers}
         for module in self._quantized_modules():
             if self._module_names[module] not in known:
-                self._step_aside(module, NEVER_CALLED)
+                self._step_aside(module, NEVER_CALLED, "unreached")
 
 
 def _require_integer_grid(args: QuantizationArgs, where: str) -> None:
@@ -265,4 +265,4 @@ def _order(args: QuantizationArgs, hessian: torch.Tensor) -> torch.Tensor | None
     """With actorder columns are rounded in this order, but groups stay those of the original order."""
     if not args.actorder or args.strategy == "group":
         return None
-    return torch.argsort(hessian.diagonal(), descending=True)
+    return descending_order(hessian, dead=0.0)

@@ -8,7 +8,7 @@ import torch
 from llmcompressor.modifiers.gptq.helpers import update_batch_qparams
 from torch import Tensor
 
-from magr_gptq.rounding.layer import Rounded
+from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.step import least_error_factor
 
 

@@ -1,0 +1,1 @@
+"""Studies of what the package does, and what they share."""

@@ -1,0 +1,70 @@
+"""A Hessian of few tokens, shrunk as an estimate of correlations should be.
+
+XᵀX/n is noisy where the tokens n are few. Below n = columns it even has directions that no token happened to
+have: a weight that moves along them costs nothing there, and much on other text. What tokens say of single
+columns is certain long before what they say of pairs, so pairs are what is shrunk:
+
+    H ← (1 − ρ)H + ρ·diag(H)
+
+(J. Schäfer and K. Strimmer, "A shrinkage approach to large-scale covariance matrix estimation", Statistical
+Applications in Genetics and Molecular Biology 4, 2005, after O. Ledoit and M. Wolf, Journal of Multivariate
+Analysis 88, 2004.) The share ρ follows from the Hessian and the number of its tokens; there is no constant to
+choose. Nothing depends on the Hessian's factor, nor on the scale of single columns: a column a thousand times
+as loud as the others, as attention sinks make them, does not drown them as a multiple of the identity would.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from magr_gptq.reduction.hessian import diagonal_of
+
+# a second matrix is never in memory
+ROWS_AT_ONCE = 256
+
+
+def shrinkage(hessian: Tensor, tokens: float) -> Tensor:
+    """ρ, [...] float64 in [0, 1]: the share at which the correlations are nearest to those of all tokens.
+
+    With r the correlation of two columns, (1 + r²)/n is the variance of such an estimate from n independent
+    Gaussian tokens, and r² is what shrinking it away would cost. Summed over all pairs, the least expected
+    error is at
+
+        ρ = Σ(1 + r²)/n / Σr² = (1 + 1/mean(r²))/n   at most 1
+
+    which is about the effective number of directions over the number of tokens.
+
+    Args:
+        hessian: XᵀX up to a factor, [..., columns, columns], symmetric; not changed. Columns that no input
+            reached count as none.
+        tokens: n, the rows of X.
+    """
+    diagonal = diagonal_of(hessian).double()
+    inverse = torch.where(diagonal > 0, diagonal, torch.inf).rsqrt()
+    live = (diagonal > 0).sum(-1)
+    mean = (_scaled_squares(hessian, inverse) - live) / (live * (live - 1)).clamp_min(1)
+    share: Tensor = (1 + 1 / mean.clamp_min(0)) / tokens
+    return share.clamp_max(1)
+
+
+def shrink_(hessian: Tensor, rho: Tensor) -> Tensor:
+    """Replace H by (1 − ρ)H + ρ·diag(H), in place; the diagonal stays as it is to the bit.
+
+    Args:
+        hessian: [..., columns, columns]; changed and returned. rho: [...], as `shrinkage` gives it.
+    """
+    diagonal = diagonal_of(hessian)
+    kept = diagonal.clone()
+    hessian.mul_((1 - rho).to(hessian)[..., None, None])
+    diagonal.copy_(kept)
+    return hessian
+
+
+def _scaled_squares(hessian: Tensor, inverse: Tensor) -> Tensor:
+    """Σ_ij (d_i H_ij d_j)² with d the inverse roots of the diagonal, [...] float64."""
+    parts = zip(
+        torch.split(hessian, ROWS_AT_ONCE, dim=-2), torch.split(inverse, ROWS_AT_ONCE, dim=-1), strict=True
+    )
+    found = [(part * inverse[..., None, :] * rows[..., None]).square().sum((-2, -1)) for part, rows in parts]
+    return torch.stack(found).sum(0)

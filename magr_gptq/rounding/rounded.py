@@ -1,0 +1,54 @@
+"""Rows on their grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Rows on their grids: weight = scale·(code − zero), code in lowest … lowest + 2ᵇ − 1.
+
+    weight: [rows, in] float32. scale, zero: [rows, groups]. group_of: the group of every column, [in].
+    lowest: the smallest code.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor
+    group_of: Tensor
+    lowest: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rounded]) -> Rounded:
+        """The rows of all parts, which have the same groups."""
+        weight, scale, zero = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("weight", "scale", "zero")
+        )
+        return replace(parts[0], weight=weight, scale=scale, zero=zero)
+
+    def to(self, device: torch.device | str) -> Rounded:
+        """The same elsewhere."""
+        weight, scale, zero, group_of = (
+            tensor.to(device) for tensor in (self.weight, self.scale, self.zero, self.group_of)
+        )
+        return Rounded(weight, scale, zero, group_of, self.lowest)
+
+    def rows(self, picked: Tensor) -> Rounded:
+        """Some of the rows."""
+        return replace(self, weight=self.weight[picked], scale=self.scale[picked], zero=self.zero[picked])
+
+    def stored_as(self, dtype: torch.dtype) -> Rounded:
+        """The same codes on the scales that this dtype can hold; what it can't hold stays as it is."""
+        held = self.scale.to(dtype).to(self.scale)
+        usable = held.isfinite() & (held != 0)
+        return self.scaled(torch.where(usable, held / self.scale, 1.0))
+
+    def scaled(self, factors: Tensor) -> Rounded:
+        """The same codes on other scales; factors are [rows, groups]."""
+        weight = self.weight * factors[:, self.group_of.long()]
+        return replace(self, weight=weight, scale=self.scale * factors)

@@ -1,0 +1,118 @@
+"""What a layer ends with: every row's best candidate, refined, its bias undone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from magr_gptq.config import Candidate
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.layer import Layer
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
+from magr_gptq.rounding.sweep import coordinate_descent
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a layer ends with.
+
+    rounded: [out, in] and its grids.
+    picked: the candidate that each row kept, [out].
+    beta: mean over rows of the factor on the step; None where groups chose theirs.
+    largest_before, largest_after: mean over rows of max |w|, before rounding.
+    squared_error: tr((Ŵ − Q)H(Ŵ − Q)ᵀ). loss: the same over tr(ŴHŴᵀ). plain_loss: loss of plain
+        GPTQ, where it was a candidate.
+    unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
+    """
+
+    rounded: Rounded
+    picked: Tensor
+    beta: float | None
+    largest_before: float
+    largest_after: float
+    squared_error: float
+    loss: float
+    plain_loss: float | None
+    unimproved: int
+
+
+def settle(layer: Layer, rounded: Rounded) -> Settled:
+    """Keep each row's best candidate, refine it, undo its bias.
+
+    Args:
+        rounded: what became of the layer's candidate rows, in their order.
+
+    Raises:
+        ValueError: a row that is not finite under any candidate.
+    """
+    columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
+    target, hessian = layer.target[:, :columns], layer.hessian[:columns, :columns]
+    quantized = rounded.weight.view(len(layer.plan.candidates), -1, columns)
+    # one by one: together they would need memory for as many differences
+    errors = torch.stack([squared_norm(target - candidate, hessian) for candidate in quantized])
+    picked = choose(errors, layer.shrinkage)
+    every = torch.arange(len(target), device=picked.device)
+    best = finish(layer, rounded.rows(picked * len(target) + every), target, hessian)
+    energy = float(squared_norm(target, hessian).sum()) or 1.0
+    error = float(squared_norm(target - best.weight, hessian).sum())
+    if not math.isfinite(error):
+        raise ValueError(
+            "magr: the toolkit rounded a row to NaN or infinity under every candidate; "
+            "give it more damping, or more calibration text"
+        )
+    return Settled(
+        rounded=best,
+        picked=picked,
+        beta=_mean_beta([layer.plan.candidates[candidate] for candidate in picked.tolist()]),
+        largest_before=float(target.abs().amax(1).mean()),
+        largest_after=float(layer.largest[picked, every].mean()),
+        squared_error=layer.unit * error,
+        loss=error / energy,
+        plain_loss=float(errors[0].sum()) / energy if layer.plan.had_plain else None,
+        unimproved=layer.unimproved,
+    )
+
+
+def finish(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
+    """Sweeps, each of them on scales that are refitted first; at last the scales of what came out.
+
+    Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
+    """
+    for _ in range(layer.plan.sweeps):
+        on_scales = _rescaled(layer, best, target, hessian)
+        best = _swept(layer, on_scales, target, hessian)
+        if torch.equal(best.weight, on_scales.weight):
+            return best
+    return _rescaled(layer, best, target, hessian)
+
+
+def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
+    group_of, lowest = best.group_of.long(), best.lowest
+    weight = coordinate_descent(
+        best.weight, target, hessian, best.scale[:, group_of], best.zero[:, group_of],
+        lowest=lowest, highest=lowest + 2**layer.plan.bits - 1, sweeps=1,
+    )  # fmt: skip
+    return replace(best, weight=weight)
+
+
+def _rescaled(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
+    """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
+    if not layer.plan.corrects_gain:
+        return best.stored_as(layer.plan.stored)
+    groups = best.scale.shape[1]
+    if groups > 1:
+        best = best.scaled(fitted_factors(target, best.weight, hessian, best.group_of, groups))
+    gain = unbiased_gain(target, best.weight, hessian)
+    return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(layer.plan.stored)
+
+
+def _mean_beta(picked: Sequence[Candidate]) -> float | None:
+    if any(len(candidate.factors) > 1 for candidate in picked):
+        return None
+    return statistics.fmean(candidate.factors[0] for candidate in picked)

@@ -1,0 +1,104 @@
+"""The model card: what it says of a job and its outcome, and what it keeps to itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import yaml
+from places import ROOT
+
+from magr_gptq.app.quantizing.card import CITATION, model_card
+from magr_gptq.app.quantizing.job import Job, Outcome
+
+JOB = Job("some/Model-1B", "/home/me/out", "/home/me/prose.txt", bits=3, group_size=64, samples=5, seed=7)
+LAYERS = [
+    {"outcome": "reduced", "largest_before": 2.0, "largest_after": 1.0},
+    {"outcome": "reduced", "largest_before": 2.0, "largest_after": 1.8},
+    {"outcome": "reduced", "largest_before": 0.0, "largest_after": 0.0},
+    {"outcome": "fallen back", "largest_before": None, "largest_after": None},
+]
+TOTALS = {
+    "layers": 4,
+    "outcomes": {"reduced": 3, "fallen back": 1},
+    "reasons": [{"outcome": "fallen back", "reason": "starved", "layers": 1}],
+}
+OUTCOME = Outcome(
+    1.0, 256, {"torch": "2.13", "gptqmodel": "7.6.0"}, warning="1 of 4 layers (25%)", totals=TOTALS,
+    layers=LAYERS,
+)  # fmt: skip
+
+
+def front_matter(card: str) -> dict:
+    opening, matter, _ = card.split("---\n", 2)
+    assert opening == ""
+    return yaml.safe_load(matter)
+
+
+def test_front_matter_as_the_hub_reads_it() -> None:
+    assert front_matter(model_card(JOB, OUTCOME)) == {
+        "base_model": "some/Model-1B",
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gptq", "magr", "3-bit"],
+        "bits": 3,
+        "group_size": 64,
+    }
+
+
+def test_a_local_model_is_no_hub_id_and_no_path_gets_out() -> None:
+    card = model_card(replace(JOB, model="/home/me/secret/Model-1B"), OUTCOME)
+    assert not {"base_model", "base_model_relation"} & set(front_matter(card))
+    assert "/home" not in card
+    assert "Base model: Model-1B" in card
+    assert "of prose.txt, seed 7" in card
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# some/Model-1B, 3-bit GPTQ with MagR",
+        "- Bits: 3",
+        "- Group size: 64",
+        "- Symmetric: yes; desc_act: no",
+        "- MagR: the default settings",
+        "- Calibration: 5 random windows of 256 tokens of prose.txt, seed 7",
+        "- Made with: torch 2.13, gptqmodel 7.6.0",
+        "4 layers were quantized: 1 fallen back, 3 reduced. Each one is in `magr.json`.",
+        "- 1 fallen back: starved",
+        "80% on average over layers, from 50% to 100%.",
+        "**Warning**: 1 of 4 layers (25%).",
+    ],
+)
+def test_everything_is_said(line: str) -> None:
+    assert line in model_card(JOB, OUTCOME)
+
+
+def test_loading_is_shown_for_toolkits_that_can() -> None:
+    card = model_card(JOB, OUTCOME)
+    for snippet in (
+        "model = GPTQModel.load('out')",
+        "model = AutoModelForCausalLM.from_pretrained('out'",
+        "model = AutoGPTQForCausalLM.from_quantized('out')",
+    ):
+        assert snippet in card
+    versions = {"auto-gptq": "0.7.1"}
+    other = model_card(replace(JOB, engine="auto-gptq"), replace(OUTCOME, versions=versions))
+    assert "from_quantized('out')" in other
+    assert "GPTQModel.load" not in other
+
+
+def test_settings_and_citation_go_with_magr() -> None:
+    assert '- MagR: `{"preset": "paper"}`' in model_card(replace(JOB, magr={"preset": "paper"}), OUTCOME)
+    assert CITATION in model_card(JOB, OUTCOME)
+    plain = model_card(replace(JOB, magr=None, group_size=-1), OUTCOME)
+    assert "# some/Model-1B, 3-bit GPTQ\n" in plain
+    assert "- MagR: off" in plain
+    assert "- Group size: the whole row" in plain
+    assert CITATION not in plain
+    assert front_matter(plain)["tags"] == ["gptq", "3-bit"]
+
+
+def test_the_citation_is_the_readmes() -> None:
+    assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")

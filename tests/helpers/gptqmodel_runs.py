@@ -1,0 +1,33 @@
+"""Quantizing a tiny model with the real GPTQModel, in this process or in an untouched one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from places import HELPERS
+from tiny import calibration_rows
+
+
+def load(folder: str, **settings):
+    config = QuantizeConfig(device="cpu", **{"act_group_aware": False, "offload_to_disk": False, **settings})
+    return GPTQModel.load(folder, quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16)
+
+
+def quantize(folder: str, **settings):
+    model = load(folder, **settings)
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    model.quantize(rows, batch_size=1, backend=BACKEND.TORCH)
+    return model
+
+
+def run_vanilla(*arguments: str, cwd: Path) -> None:
+    """A process that never imports magr_gptq (it checks that itself)."""
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
+    command = [sys.executable, str(HELPERS / "dump_gptqmodel.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,0 +1,166 @@
+"""A layer's way through a rounding loop, with a plain GPTQ in the toolkit's place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from prepared import Prepared, prepared
+from problems import hessian_of, weight_of
+
+from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
+from magr_gptq import MagRConfig, reduce
+from magr_gptq.rounding.choice import KAPPA, squared_norm
+from magr_gptq.rounding.layer import apart
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.sweep import coordinate_descent
+
+BITS = 2
+
+
+def toolkit(layer: Prepared, hessian: torch.Tensor) -> Rounded:
+    """What a toolkit makes of the layer's rows: one symmetric scale a row."""
+    weight, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, beta=layer.factors)
+    zero = torch.full_like(scale, 2 ** (BITS - 1))
+    return Rounded(weight, scale, zero, torch.zeros(weight.shape[1], dtype=torch.int32))
+
+
+def settle(config: MagRConfig, rows: int = 16, columns: int = 96):
+    weight, hessian = weight_of(rows, columns), hessian_of(columns)
+    layer = prepared(weight, hessian, bits=BITS, config=config)
+    return weight, hessian, layer, layer.settle(toolkit(layer, hessian))
+
+
+def test_no_row_is_above_plain_gptqs_criterion() -> None:
+    weight, hessian, _, settled = settle(MagRConfig(gain=False))
+    plain = squared_norm(weight - gptq_round(weight, inverse_factor(hessian), BITS), hessian)
+    error = squared_norm(weight - settled.rounded.weight, hessian)
+    assert (error <= plain * (1 + 1e-6)).all()
+    assert (error < plain * 0.9).any()
+    assert settled.loss < settled.plain_loss
+    assert settled.loss == pytest.approx(float(error.sum() / squared_norm(weight, hessian).sum()), rel=1e-5)
+    assert settled.squared_error == pytest.approx(float(error.sum()), rel=1e-5)
+
+
+def test_each_row_keeps_the_candidate_of_least_criterion() -> None:
+    config = MagRConfig(search=[(0.03, 0.8), (0.25, 1.0)], gain=False, refine=0)
+    weight, hessian, layer, settled = settle(config)
+    quantized = toolkit(layer, hessian).weight.view(3, *weight.shape)
+    strengths = (None, 0.03, 0.25)
+    for row, picked in enumerate(settled.picked.tolist()):
+        scores = []
+        for strength, candidate in zip(strengths, quantized[:, row], strict=True):
+            shrunk = weight
+            if strength:
+                shrunk = reduce(weight, hessian, bits=BITS, config=MagRConfig(strength=strength)).weight
+            error, shrinkage = weight[row] - candidate, weight[row] - shrunk[row]
+            scores.append(float(error @ hessian @ error + KAPPA * (shrinkage @ hessian @ shrinkage)))
+        assert scores[picked] == pytest.approx(min(scores), rel=1e-5)
+        torch.testing.assert_close(settled.rounded.weight[row], quantized[picked, row])
+    assert len(set(settled.picked.tolist())) > 1
+
+
+@pytest.mark.parametrize("config", [MagRConfig(), MagRConfig(gain=True, refine=4)], ids=["gain", "both"])
+def test_what_is_kept_lies_on_its_own_grid(config: MagRConfig) -> None:
+    *_, settled = settle(config)
+    codes = settled.rounded.weight / settled.rounded.scale + settled.rounded.zero
+    torch.testing.assert_close(codes, codes.round().clamp(0, 3), rtol=0, atol=1e-4)
+
+
+def test_without_a_search_every_row_is_reduced_by_the_one_pair() -> None:
+    weight, hessian, layer, settled = settle(MagRConfig(search=False, gain=False))
+    reduced = reduce(weight, hessian, bits=BITS).weight
+    torch.testing.assert_close(layer.rows, reduced)
+    assert settled.picked.eq(0).all()
+    assert settled.plain_loss is None
+    assert settled.largest_after == pytest.approx(float(reduced.abs().amax(1).mean()))
+
+
+def test_refinement_lowers_the_loss_and_the_paper_preset_does_nothing_unasked() -> None:
+    plain, refined = (settle(MagRConfig(preset="paper", iterations=20, refine=sweeps)) for sweeps in (0, 5))
+    torch.testing.assert_close(plain[3].rounded.weight, toolkit(plain[2], plain[1]).weight)
+    assert refined[3].loss < plain[3].loss
+
+
+def test_groups_and_codes_below_zero() -> None:
+    """As llm-compressor counts: codes from −2 to 1, zero point 0."""
+    weight, hessian = weight_of(8, 64), hessian_of(64)
+    layer = prepared(weight, hessian, bits=BITS, group_size=16, config=MagRConfig(refine=2))
+    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, 16, layer.factors)
+    assert scale.lt(0).any()
+    group_of = torch.arange(64) // 16
+    settled = layer.settle(Rounded(quantized, scale, torch.zeros_like(scale), group_of, lowest=-2))
+    codes = settled.rounded.weight / settled.rounded.scale[:, group_of]
+    torch.testing.assert_close(codes, codes.round().clamp(-2, 1), rtol=0, atol=1e-3)
+    assert settled.loss < settled.plain_loss
+
+
+def test_rows_are_independent_and_the_hessian_stays() -> None:
+    weight, hessian = weight_of(16, 96), hessian_of(96)
+    before = hessian.clone()
+    whole = prepared(weight, hessian, bits=BITS)
+    some = prepared(weight[4:9], hessian, bits=BITS)
+    picked = whole.settle(toolkit(whole, hessian)).rounded.weight[4:9]
+    torch.testing.assert_close(
+        some.settle(toolkit(some, hessian)).rounded.weight, picked, rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(hessian, before)
+
+
+def in_groups(config: MagRConfig, rows: int = 12, columns: int = 96, group_size: int = 32):
+    weight, hessian = weight_of(rows, columns), hessian_of(columns)
+    layer = prepared(weight, hessian, bits=BITS, group_size=group_size, config=config)
+    quantized, scale = gptq_grid(layer.rows, inverse_factor(hessian), BITS, group_size, layer.factors)
+    zero, group_of = torch.full_like(scale, 2 ** (BITS - 1)), torch.arange(columns) // group_size
+    return weight, hessian, layer, layer.settle(Rounded(quantized, scale, zero, group_of)).rounded
+
+
+def test_plain_gptq_keeps_its_step_where_groups_choose() -> None:
+    weight, _, layer, _ = in_groups(MagRConfig())
+    assert layer.factors.shape[1] > 1
+    assert layer.factors[: len(weight)].eq(1).all()
+    assert layer.factors[len(weight) :].lt(1).any(1).all()
+
+
+@pytest.mark.parametrize("refine", [0, 3])
+def test_scales_in_groups_have_the_least_loss_of_all_unbiased_ones(refine: int) -> None:
+    weight, hessian, _, kept = in_groups(MagRConfig(refine=refine))
+    codes = kept.weight / kept.scale[:, kept.group_of]
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+    signal, energy = weight @ hessian, squared_norm(weight, hessian)
+    torch.testing.assert_close((signal * kept.weight).sum(1), energy, rtol=1e-3, atol=0)
+    loss = squared_norm(weight - kept.weight, hessian)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = kept.scaled(1 + 0.05 * torch.randn(kept.scale.shape, generator=generator)).weight
+        unbiased = other * (energy / (signal * other).sum(1))[:, None]
+        assert (squared_norm(weight - unbiased, hessian) >= loss * (1 - 1e-3)).all()
+
+
+def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    slopes = []
+
+    def seen(quantized, original, hessian, *_, **grid):
+        slopes.append((original @ hessian * quantized).sum(1) / squared_norm(original, hessian))
+        return coordinate_descent(quantized, original, hessian, *_, **grid)
+
+    monkeypatch.setattr("magr_gptq.rounding.settle.coordinate_descent", seen)
+    settle(MagRConfig(refine=3))
+    assert len(slopes) == 3
+    torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
+def test_apart_prepares_each_candidate_again(rounding: str) -> None:
+    """From what a toolkit has overwritten nothing is taken."""
+    weight, hessian = weight_of(16, 96), 100 * hessian_of(96)
+    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
+    config = MagRConfig(rounding=rounding)
+    layer = prepared(weight, hessian, bits=BITS, group_size=32, order=order, config=config)
+    rows, by = layer.rows.clone(), layer.layer.coupling(hessian).clone()
+    layer.rows.zero_()
+    hessian.fill_diagonal_(1)
+    found_rows, found_factors, found_by = zip(*apart(layer.layer, "cpu"), strict=True)
+    assert len(found_rows) == 4
+    assert torch.equal(torch.cat(found_rows), rows)
+    assert torch.equal(torch.cat(found_factors), layer.factors)
+    assert all(torch.equal(one, by) for one in found_by)

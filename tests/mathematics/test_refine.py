@@ -1,0 +1,95 @@
+"""Coordinate descent, the unbiased gain and the choice per row, against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import hessian_of, weight_of
+
+from eval.lib.baselines import gptq_round, grid_step, inverse_factor
+from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.scales import unbiased_gain
+from magr_gptq.rounding.sweep import coordinate_descent
+
+
+def rounded(rows: int, columns: int, seed: int, bits: int = 2):
+    """W, H, GPTQ's Q, and the scale and zero point of every weight, in float64."""
+    weight, hessian = weight_of(rows, columns, seed).double(), hessian_of(columns, seed).double()
+    quantized = gptq_round(weight, inverse_factor(hessian), bits)
+    scale = grid_step(weight, bits).expand_as(weight)
+    return weight, hessian, quantized, scale, torch.full_like(scale, 2 ** (bits - 1))
+
+
+def one_by_one(weight, hessian, quantized, scale, zero, top: int):
+    """A sweep that takes, at each column, the best of all codes by the whole loss."""
+    found = quantized.clone()
+    for j in range(weight.shape[1]):
+        for row in range(len(weight)):
+            best = squared_norm((weight - found)[row : row + 1], hessian).item()
+            for code in range(top + 1):
+                trial = found[row : row + 1].clone()
+                trial[0, j] = (code - zero[row, j]) * scale[row, j]
+                loss = squared_norm(weight[row : row + 1] - trial, hessian).item()
+                if loss < best * (1 - 1e-12):
+                    best, found[row] = loss, trial[0]
+    return found
+
+
+def test_a_sweep_takes_the_best_code_of_every_column() -> None:
+    weight, hessian, quantized, scale, zero = rounded(3, 150, seed=1)
+    found = coordinate_descent(quantized, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=1)
+    wanted = one_by_one(weight, hessian, quantized, scale, zero, top=3)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 6), columns=st.integers(1, 300), seed=st.integers(0, 99), bits=st.integers(2, 4))
+def test_no_row_gets_worse_and_all_stay_on_their_grid(rows: int, columns: int, seed: int, bits: int) -> None:
+    weight, hessian, quantized, scale, zero = rounded(rows, columns, seed, bits)
+    found = coordinate_descent(
+        quantized, weight, hessian, scale, zero, lowest=0, highest=2**bits - 1, sweeps=3
+    )
+    before, after = squared_norm(weight - quantized, hessian), squared_norm(weight - found, hessian)
+    assert (after <= before * (1 + 1e-12)).all()
+    codes = found / scale + zero
+    torch.testing.assert_close(codes, codes.round().clamp(0, 2**bits - 1), rtol=0, atol=1e-9)
+
+
+def test_more_sweeps_move_nothing_once_none_did() -> None:
+    weight, hessian, quantized, scale, zero = rounded(4, 64, seed=0)
+    settled = coordinate_descent(quantized, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=100)
+    again = coordinate_descent(settled, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=1)
+    assert torch.equal(again, settled)
+    assert not torch.equal(settled, quantized)
+
+
+def test_columns_without_input_do_not_move() -> None:
+    weight, hessian, quantized, scale, zero = rounded(4, 40, seed=0)
+    hessian[7], hessian[:, 7] = 0, 0
+    found = coordinate_descent(quantized, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=2)
+    assert torch.equal(found[:, 7], quantized[:, 7])
+    assert found.isfinite().all()
+
+
+def test_the_gain_makes_the_outputs_slope_one() -> None:
+    weight, hessian, quantized, *_ = rounded(6, 48, seed=3)
+    gain = unbiased_gain(weight, quantized, hessian)
+    x = torch.linalg.cholesky(hessian).T  # XᵀX = H
+    outputs, wanted = (gain[:, None] * quantized) @ x.T, weight @ x.T
+    slopes = (outputs * wanted).sum(1) / wanted.square().sum(1)
+    torch.testing.assert_close(slopes, torch.ones(6, dtype=torch.float64), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("quantized", [0.0, -1.0, 0.1, 100.0])
+def test_a_lost_row_keeps_its_scale(quantized: float) -> None:
+    weight, hessian = torch.ones(1, 8), hessian_of(8)
+    assert unbiased_gain(weight, quantized * weight, hessian).item() == 1
+
+
+def test_choose_counts_shrinkage_extra_and_prefers_the_first_of_equals() -> None:
+    error = torch.tensor([[2.0, 1.0, 1.0, float("nan")], [1.0, 1.0, 1.0, 5.0]])
+    shrinkage = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.4, 0.1, 0.0, 0.0]])
+    assert choose(error, shrinkage, 3.0).tolist() == [0, 0, 0, 1]
+    assert choose(error, shrinkage, 2.0).tolist() == [1, 0, 0, 1]

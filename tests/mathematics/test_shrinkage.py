@@ -1,0 +1,134 @@
+"""The shrinkage of a Hessian, against what stored tokens say in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+
+
+def tokens_of(count: int, columns: int, seed: int = 0) -> Tensor:
+    """Correlated Gaussian tokens, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    mix *= torch.arange(1, columns + 1, dtype=torch.float64) ** -1.0
+    return torch.randn(count, columns, generator=generator, dtype=torch.float64) @ mix.T
+
+
+def obvious_share(tokens: Tensor) -> float:
+    """ρ from correlations, pair by pair."""
+    count, columns = tokens.shape
+    variance = cost = 0.0
+    for i in range(columns):
+        for j in range(columns):
+            if i != j:
+                r = float(tokens[:, i] @ tokens[:, j] / (tokens[:, i].norm() * tokens[:, j].norm()))
+                variance += (1 + r * r) / count
+                cost += r * r
+    return min(1.0, variance / cost)
+
+
+def share_of(tokens: Tensor) -> float:
+    return float(shrinkage(tokens.T @ tokens, len(tokens)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "columns"), [(2, 5), (7, 20), (40, 8), (500, 16)])
+def test_it_is_the_share_that_the_pairs_give(count: int, columns: int, dtype: torch.dtype) -> None:
+    tokens = tokens_of(count, columns)
+    found = float(shrinkage((3 * tokens.T @ tokens).to(dtype), count))
+    assert found == pytest.approx(obvious_share(tokens), rel=1e-4)
+
+
+def test_most_of_these_shares_are_neither_zero_nor_one() -> None:
+    assert all(0.001 < obvious_share(tokens_of(count, 20)) < 0.9 for count in (7, 20, 100, 500))
+
+
+def test_shrunk_correlations_are_as_near_to_the_truth_as_the_best_fixed_share_brings_them() -> None:
+    columns, count = 16, 24
+    mix = torch.eye(columns, dtype=torch.float64) + 0.3 * tokens_of(columns, columns, 5).tril(-1).clamp(-1, 1)
+    truth = mix @ mix.T
+    truth = truth / truth.diagonal().sqrt().outer(truth.diagonal().sqrt())
+    generator = torch.Generator().manual_seed(6)
+    fixed = torch.linspace(0, 1, 51, dtype=torch.float64)
+    errors, own = torch.zeros(51, dtype=torch.float64), 0.0
+
+    def error(hessian: Tensor) -> float:
+        scale = hessian.diagonal().sqrt()
+        return float((hessian / scale.outer(scale) - truth).square().sum())
+
+    for _ in range(200):
+        sample = torch.randn(count, columns, generator=generator, dtype=torch.float64) @ mix.T
+        hessian = sample.T @ sample
+        errors += torch.tensor([error(shrink_(hessian.clone(), rho)) for rho in fixed])
+        own += error(shrink_(hessian.clone(), shrinkage(hessian, count)))
+    assert 0.05 < float(fixed[errors.argmin()]) < 0.9
+    assert own < 1.1 * float(errors.min()) < 0.6 * float(errors[0])
+
+
+@given(exponent=st.floats(-12, 12), seed=st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_neither_the_factor_nor_the_scale_of_single_columns_matters(exponent: float, seed: int) -> None:
+    tokens = tokens_of(30, 12, seed)
+    generator = torch.Generator().manual_seed(seed)
+    loud = tokens * 10 ** (3 * torch.rand(12, generator=generator, dtype=torch.float64))
+    assert float(shrinkage(10**exponent * loud.T @ loud, 30)) == pytest.approx(share_of(tokens), rel=1e-9)
+
+
+def test_a_loud_column_leaves_the_others_as_they_are() -> None:
+    tokens = tokens_of(30, 12)
+    loud = tokens.clone()
+    loud[:, 3] *= 1000
+    rho = shrinkage(tokens.T @ tokens, 30)
+    others = [column for column in range(12) if column != 3]
+    quiet, found = shrink_(tokens.T @ tokens, rho), shrink_(loud.T @ loud, rho)
+    torch.testing.assert_close(found[others][:, others], quiet[others][:, others])
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_a_float32_hessian_of_any_size_has_the_same_share(factor: float) -> None:
+    tokens = tokens_of(30, 12)
+    found = float(shrinkage((factor * tokens.T @ tokens).float(), 30))
+    assert found == pytest.approx(share_of(tokens), rel=1e-4)
+
+
+def test_pairs_are_shrunk_and_columns_stay_to_the_bit() -> None:
+    tokens = tokens_of(30, 12)
+    hessian = (tokens.T @ tokens).float()
+    shrunk = shrink_(hessian.clone(), torch.tensor(0.25, dtype=torch.float64))
+    assert torch.equal(shrunk.diagonal(), hessian.diagonal())
+    torch.testing.assert_close(shrunk, 0.75 * hessian + 0.25 * hessian.diagonal().diag())
+
+
+def test_columns_that_no_input_reached_count_as_none_and_stay_zero() -> None:
+    tokens = tokens_of(30, 12)
+    padded = torch.zeros(30, 15, dtype=torch.float64)
+    padded[:, 2:14] = tokens
+    assert share_of(padded) == pytest.approx(share_of(tokens), rel=1e-12)
+    shrunk = shrink_(padded.T @ padded, torch.tensor(0.5))
+    assert not shrunk[[0, 1, 14]].any()
+
+
+def test_many_tokens_leave_the_hessian_alone() -> None:
+    tokens = tokens_of(200, 12)
+    few, many = shrinkage(tokens.T @ tokens, 200), shrinkage(tokens.T @ tokens, 200_000)
+    assert float(many) == pytest.approx(float(few) / 1000, rel=1e-9)
+
+
+def test_a_single_token_says_nothing_of_pairs() -> None:
+    assert share_of(tokens_of(1, 12)) == 1
+    assert float(shrinkage(torch.eye(4), 1000)) == 1
+    assert not shrink_(torch.zeros(3, 3), shrinkage(torch.zeros(3, 3), 5)).any()
+
+
+def test_a_batch_is_as_one_after_another() -> None:
+    tokens = torch.stack([tokens_of(30, 12, seed) for seed in range(3)])
+    hessians = tokens.mT @ tokens
+    shares = shrinkage(hessians, 30)
+    assert shares.tolist() == pytest.approx([share_of(one) for one in tokens], rel=1e-12)
+    for one, rho, together in zip(hessians, shares, shrink_(hessians.clone(), shares), strict=True):
+        torch.testing.assert_close(shrink_(one.clone(), rho), together)

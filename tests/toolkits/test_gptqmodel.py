@@ -1,0 +1,433 @@
+"""MagR inside the real GPTQModel: its loop, its files, its unmodified loader."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from bad_models import save_tiny
+from problems import hessian_of, weight_of
+from seams import orders_given
+from short_memory import CALLS, end_memory
+from tiny import save_tiny_model
+
+import magr_gptq
+
+pytest.importorskip("gptqmodel")
+
+from gptqmodel import QuantizeConfig
+from gptqmodel.quantization import config as config_module
+from gptqmodel.quantization.config import HessianConfig
+from gptqmodel.quantization.gptq import GPTQ
+from gptqmodel.quantization.quantizer import Quantizer
+from gptqmodel_runs import quantize, run_vanilla
+
+from magr_gptq.app.quantizing import by_gptqmodel as engine
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.reduction.factorization import Factorization
+from magr_gptq.toolkits.gptqmodel import adapter
+
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path_factory, monkeypatch):
+    # GPTQModel writes ./logs
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def switched_on():
+    with magr_gptq.enabled("gptqmodel"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("models")
+    return {shape: str(save_tiny_model(shape, root / shape)) for shape in ("llama", "tail", "gpt2")}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the log of seconds."""
+    files = [path for path in sorted(folder.iterdir()) if path.name != "quant_log.csv"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_off_gives_the_files_of_a_process_without_magr(tiny, tmp_path, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, group_size=32, act_group_aware=True)
+    model.save(str(tmp_path / "enabled"))
+    run_vanilla("quantize", tiny["llama"], str(tmp_path / "vanilla"), cwd=tmp_path)
+    assert digests(tmp_path / "enabled") == digests(tmp_path / "vanilla")
+
+
+def test_on_changes_the_tensors_but_no_shape(tiny, tmp_path, switched_on) -> None:
+    from safetensors.torch import load_file
+
+    files = {}
+    for magr in (None, True):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=magr).save(str(tmp_path / str(magr)))
+        files[magr] = load_file(tmp_path / str(magr) / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in files[True].items()} == {
+        n: (t.shape, t.dtype) for n, t in files[None].items()
+    }
+    assert not torch.equal(
+        files[True]["model.layers.0.mlp.down_proj.qweight"],
+        files[None]["model.layers.0.mlp.down_proj.qweight"],
+    )
+
+
+LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+          "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
+
+SETTINGS = {
+    "gar": {"group_size": 32, "act_group_aware": True},
+    "static groups": {"group_size": 32, "static_groups": True},
+    "static groups, desc_act": {"group_size": 32, "static_groups": True, "desc_act": True},
+    "gptaq": {"group_size": 32, "gptaq": {"alpha": 0.25}},
+    "foem": {"group_size": 32, "foem": {"alpha": 0.25, "beta": 0.2}},
+    "one input at a time": {"group_size": 32, "true_sequential": False},
+    "mse": {"group_size": 32, "mse": 2.4},
+    "paper": {"group_size": -1, "magr": {"preset": "paper", "iterations": 20}},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_every_layer_is_reduced(settings: dict, tiny, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, **{"magr": True, **settings})
+    report = model.quantize_config.magr_report
+    assert sorted(layer.name for layer in report.reduced) == sorted(f"model.layers.0.{n}" for n in LAYERS)
+    assert not report.skipped
+    for layer in report.layers:
+        assert layer.largest_after < layer.largest_before
+        assert layer.loss > 0
+        # GPTAQ, FOEM and the paper's preset leave rows no choice
+        assert layer.plain_loss is None or layer.loss < layer.plain_loss
+
+
+def test_short_last_groups_and_conv1d(tiny, tmp_path, switched_on) -> None:
+    layers = {"tail": 7, "gpt2": 4}
+    for shape, desc_act in itertools.product(layers, (False, True)):
+        model = quantize(tiny[shape], bits=2, group_size=128, desc_act=desc_act, magr=True)
+        assert len(model.quantize_config.magr_report.reduced) == layers[shape]
+        model.save(str(tmp_path / f"{shape}-{desc_act}"))
+    run_vanilla("dequantize", *map(str, tmp_path.iterdir()), cwd=tmp_path)
+    for shape, desc_act in itertools.product(layers, (False, True)):
+        weights = torch.load(tmp_path / f"{shape}-{desc_act}" / "dequantized.pt")
+        assert len(weights) == layers[shape]
+        assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.fixture
+def factorized(monkeypatch) -> list[int]:
+    """The widths of all Hessians that have been factorized."""
+    widths, compute = [], Factorization.of
+
+    def note(hessian):
+        widths.append(hessian.diagonal.shape[-1])
+        return compute(hessian)
+
+    monkeypatch.setattr(Factorization, "of", note)
+    return widths
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 4),  # q, k and v have one input, gate and up another
+        ({"desc_act": True}, 4),
+        # this one forms its groups in another order
+        ({"desc_act": True, "dynamic": {r"+:.*k_proj": {"static_groups": True}}}, 5),
+    ],
+)
+def test_layers_with_one_input_share_one_factorization(
+    settings: dict, expected: int, tiny, switched_on, factorized
+) -> None:
+    def weights(shared: bool) -> dict[str, torch.Tensor]:
+        factorized.clear()
+        dedup = HessianConfig(dedup_shared_inputs=shared)
+        model = quantize(tiny["llama"], bits=2, group_size=32, hessian=dedup, magr=True, **settings)
+        assert len(factorized) == (expected if shared else 7)
+        return model.model.state_dict()
+
+    together, apart = weights(True), weights(False)
+    assert together.keys() == apart.keys()
+    assert all(torch.equal(tensor, apart[name]) for name, tensor in together.items())
+
+
+def test_a_mixtures_experts_keep_no_factorization_for_each_other(tmp_path, switched_on, factorized) -> None:
+    # no Mixtral: GPTQModel rewrites an architecture's experts for the whole process
+    folder = save_tiny(
+        "qwen3_moe", tmp_path, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=4,
+    )  # fmt: skip
+    model = quantize(str(folder), bits=3, group_size=32, magr=True)
+    experts = [layer for layer in model.quantize_config.magr_report.reduced if ".experts." in layer.name]
+    assert len(experts) == 4 * 3
+    assert len(factorized) == 1 + 1 + len(experts)  # q, k and v; o
+
+
+def test_dynamic_overrides_reach_their_modules(tiny, switched_on) -> None:
+    model = quantize(
+        tiny["llama"], bits=3, group_size=32, magr={"beta": 0.9, "search": False},
+        dynamic={
+            r"+:.*down_proj": {"magr": False},
+            r"+:.*o_proj": {"magr": {"beta": 0.7, "search": False}},
+        },
+    )  # fmt: skip
+    betas = {layer.name.split(".")[-1]: layer.beta for layer in model.quantize_config.magr_report.layers}
+    assert "down_proj" not in betas
+    assert betas["o_proj"] == 0.7
+    assert betas["q_proj"] == 0.9
+
+
+def test_dynamic_can_switch_magr_on_for_one_module(tiny, switched_on) -> None:
+    model = quantize(tiny["llama"], bits=3, group_size=32, dynamic={r"+:.*down_proj": {"magr": True}})
+    assert [layer.name for layer in model.quantize_config.magr_report.layers] == [
+        "model.layers.0.mlp.down_proj"
+    ]
+
+
+def test_setting_is_saved_under_meta_and_comes_back(tiny, tmp_path, switched_on) -> None:
+    dynamic = {r"+:.*down_proj": {"magr": magr_gptq.MagRConfig(alpha=1e-3)}}
+    model = quantize(tiny["llama"], bits=3, group_size=32, magr={"beta": 0.9}, dynamic=dynamic)
+    model.save(str(tmp_path / "saved"))
+    written = json.loads((tmp_path / "saved" / "quantize_config.json").read_text())
+    assert written["meta"]["magr"] == {"preset": "default", "beta": 0.9}
+    assert "magr" not in written
+    loaded = QuantizeConfig.from_pretrained(str(tmp_path / "saved"))
+    assert loaded.magr == magr_gptq.MagRConfig(beta=0.9)
+    assert copy.deepcopy(loaded).magr == loaded.magr
+    assert loaded.dynamic[r"+:.*down_proj"]["magr"] == {"preset": "default", "alpha": 1e-3}
+
+
+def test_layers_without_samples_step_aside(tiny, switched_on, caplog) -> None:
+    """A threshold above the calibration size sends every layer to the toolkit's fallback."""
+    with pytest.raises(magr_gptq.NothingReducedError, match="too few calibration samples"):
+        quantize(
+            tiny["llama"], bits=3, group_size=32, magr=True, fallback={"strategy": "rtn", "threshold": 10**9}
+        )
+    assert "magr steps aside for model.layers.0.self_attn.q_proj" in caplog.text
+
+
+def test_mock_quantization_steps_aside(tiny, switched_on) -> None:
+    with pytest.raises(magr_gptq.NothingReducedError, match="mock_quantization"):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=True, mock_quantization=True)
+
+
+@pytest.mark.parametrize("method", ["awq", "qqq"])
+def test_other_methods_refuse_magr(method: str, switched_on) -> None:
+    with pytest.raises(ValueError, match=r"magr=True applies to method='gptq'"):
+        QuantizeConfig(
+            bits=4, group_size=128, method=method, format=method if method == "qqq" else "gemm", magr=True
+        )
+    QuantizeConfig(
+        bits=4, group_size=128, method=method, format=method if method == "qqq" else "gemm", magr=False
+    )
+
+
+@pytest.mark.parametrize("place", ["config", "dynamic"])
+def test_bad_settings_are_refused_when_the_config_is_made(place: str, switched_on) -> None:
+    bad = {"alpha": -1.0}
+    settings = {"magr": bad} if place == "config" else {"dynamic": {"+:.*": {"magr": bad}}}
+    with pytest.raises(ValueError, match=r"alpha=-1\.0"):
+        QuantizeConfig(bits=3, group_size=32, **settings)
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_desc_act_groups_are_the_toolkits(dead: bool, switched_on, monkeypatch) -> None:
+    """Along the order that MagR is given, the toolkit's own g_idx counts up group by group."""
+    orders = orders_given(monkeypatch)
+    hessian = hessian_of(128)
+    if dead:
+        hessian[[3, 40]], hessian[:, [3, 40]] = 0, 0
+    g_idx = run_layer(weight_of(64, 128), hessian, group_size=32, desc_act=True, magr=True)[3]
+    assert torch.equal(g_idx[orders[0]], torch.arange(128, dtype=g_idx.dtype) // 32)
+
+
+def run_layer(weight, hessian, bits: int = 2, **settings):
+    """One layer through the toolkit's GPTQ.quantize with this very Hessian."""
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data.copy_(weight)
+    config = QuantizeConfig(bits=bits, act_group_aware=False, offload_to_disk=False, device="cpu", **settings)
+    task = GPTQ(layer, qcfg=config)
+    task.quantizer.configure(perchannel=True)
+    task.H, task.nsamples = hessian.clone(), 1024
+    return task.quantize()
+
+
+@pytest.mark.parametrize("group_size", [-1, 32])
+@pytest.mark.parametrize("bits", [2, 3])
+def test_error_against_the_original_weight_is_lower(bits: int, group_size: int, switched_on) -> None:
+    weight, hessian = weight_of(64, 128), hessian_of(128)
+
+    def loss(**settings) -> float:
+        error = weight - run_layer(weight, hessian, bits, group_size=group_size, **settings)[0].float()
+        return float((error @ hessian * error).sum())
+
+    assert loss(magr=True) < 0.9 * loss()
+
+
+def test_step_is_shrunk_without_a_subclass(switched_on, monkeypatch) -> None:
+    """GPTQModel takes its fused kernel only while type(quantizer) is Quantizer."""
+    classes, grids = [], []
+    original = Quantizer.find_params
+
+    def spy(self, x, weight=False):
+        original(self, x, weight=weight)
+        classes.append(type(self))
+        grids.append(self.scale.clone())
+
+    monkeypatch.setattr(Quantizer, "find_params", spy)
+    magr = {"beta": 0.5, "search": False, "gain": False}
+    scale = run_layer(weight_of(8, 64), hessian_of(64), group_size=-1, magr=magr)[1]
+    assert set(classes) == {Quantizer}
+    # as float16, which the checkpoint stores
+    torch.testing.assert_close(scale, (0.5 * grids[-1]).half().float())
+
+
+def test_worker_threads_and_repeats_give_the_same_bits(tiny, tmp_path, switched_on) -> None:
+    for name in ("first", "second"):
+        quantize(tiny["llama"], bits=3, group_size=32, magr=True).save(str(tmp_path / name))
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+
+
+def test_magr_is_unknown_before_and_after() -> None:
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+    with magr_gptq.enabled("gptqmodel"):
+        assert QuantizeConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
+        assert config_module.GPTQConfig(bits=3, magr=True).magr == magr_gptq.MagRConfig()
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+
+
+@pytest.mark.parametrize("name", adapter.CALLED)
+def test_what_is_called_in_the_layer_loop_is_looked_for_first(name, monkeypatch) -> None:
+    monkeypatch.setattr(GPTQ, name, lambda surprise: surprise)
+    with pytest.raises(magr_gptq.SeamError, match=rf"GPTQ\.{name} takes \('surprise',\), not"):
+        magr_gptq.enable("gptqmodel")
+    monkeypatch.delattr(GPTQ, name)
+    with pytest.raises(magr_gptq.SeamError, match=rf"gptqmodel .* has no .*GPTQ\.{name};"):
+        magr_gptq.enable("gptqmodel")
+    assert not hasattr(QuantizeConfig(bits=3, magr=True), "magr")
+
+
+def test_rounding_to_nearest_carries_nothing_over(switched_on) -> None:
+    weight, hessian = weight_of(64, 128), hessian_of(128)
+    magr = {"rounding": "nearest", "search": False, "gain": False}
+    found, scale, *_ = run_layer(weight, hessian, group_size=-1, magr=magr)
+    reduced = magr_gptq.reduce(weight, hessian, bits=2).weight
+    nearest = (reduced / scale).round().clamp(-2, 1) * scale
+    torch.testing.assert_close(found, nearest)
+
+
+@pytest.mark.parametrize("method", [{"gptaq": {"alpha": 0.25}}, {"foem": {"alpha": 0.25, "beta": 0.2}}])
+@pytest.mark.parametrize("magr", [{"refine": 2}, {"search": True}])
+def test_what_leads_back_to_the_weight_is_refused_where_the_target_is_another(
+    method: dict, magr: dict, switched_on
+) -> None:
+    with pytest.raises(ValueError, match="corrects for errors of earlier layers"):
+        QuantizeConfig(bits=3, group_size=32, magr=magr, **method)
+    with pytest.raises(ValueError, match="corrects for errors of earlier layers"):
+        QuantizeConfig(bits=3, group_size=32, dynamic={r"+:.*down_proj": {"magr": magr}}, **method)
+
+
+def test_after_nan_the_toolkit_retries_on_the_layers_own_weight(switched_on, monkeypatch) -> None:
+    """Its retry calls quantize again, while MagR's rows stand in for the layer."""
+    weight, hessian = weight_of(8, 64), hessian_of(64)
+    real = Quantizer.quantize
+    calls = []
+
+    def broken(self, x):
+        calls.append(len(x))
+        return real(self, x) if len(calls) != 3 else torch.full_like(x, float("nan"))
+
+    monkeypatch.setattr(Quantizer, "quantize", broken)
+    layer = torch.nn.Linear(64, 8, bias=False)
+    layer.weight.data.copy_(weight)
+    config = QuantizeConfig(
+        bits=3, group_size=32, act_group_aware=False, offload_to_disk=False, device="cpu", magr=True
+    )
+    task = GPTQ(layer, qcfg=config)
+    task.quantizer.configure(perchannel=True)
+    task.H, task.nsamples = hessian.clone(), 1024
+    found = task.quantize()[0]
+    assert task.module is layer
+    assert found.shape == layer.weight.shape
+    assert found.isfinite().all()
+    assert [layer.fallback for layer in config.magr_report.layers] == [
+        "the toolkit met NaN and rounded without the Hessian"
+    ]
+
+
+@pytest.mark.parametrize("settings", [{"group_size": -1}, {"group_size": 32, "desc_act": True}])
+def test_short_memory_rounds_the_candidates_one_by_one(settings: dict, switched_on, monkeypatch) -> None:
+    """Stood in for: a device whose memory ends amid the columns of more rows than the layer has."""
+    weight, hessian = weight_of(16, 64), hessian_of(64)
+    whole = run_layer(weight, hessian, magr=True, **settings)
+    tall = end_memory(monkeypatch, Quantizer, rows=16)
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU") as caught:
+        apart = run_layer(weight, hessian, magr=True, **settings)
+    assert len(caught) == 1
+    assert tall == CALLS * [4 * 16]
+    for one, other in zip(apart[:4], whole[:4], strict=True):
+        torch.testing.assert_close(one, other)
+    assert apart[5] == pytest.approx(whole[5])
+
+
+def test_short_memory_for_a_single_candidate_is_an_error(switched_on, monkeypatch) -> None:
+    def none(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Quantizer, "quantize", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_layer(weight_of(16, 64), hessian_of(64), group_size=32, magr={"search": False})
+
+
+def spoil(monkeypatch, method: str, spoilt) -> None:
+    """Have GPTQ's method return something else for one layer."""
+    real = getattr(GPTQ, method)
+
+    def wrapped(self, *args, **kwargs):
+        found = real(self, *args, **kwargs)
+        return spoilt(self, found) if "down_proj" in self.name else found
+
+    monkeypatch.setattr(GPTQ, method, wrapped)
+
+
+def spoilt_hessian(task, hessian: torch.Tensor) -> torch.Tensor:
+    task.H = hessian * float("nan")
+    return task.H
+
+
+@pytest.mark.parametrize(
+    ("method", "spoilt", "outcome", "reason"),
+    [
+        ("finalize_hessian", spoilt_hessian, "skipped", "hessian holds NaN or infinity"),
+        ("hessian_inverse", lambda _task, _found: (None, 1.0), "fallen back", adapter.NOT_INVERTED),
+    ],
+    ids=["NaN", "not inverted"],
+)
+def test_a_layer_with_bad_numbers_does_not_end_the_run(
+    method, spoilt, outcome: str, reason: str, tiny, switched_on, monkeypatch
+) -> None:
+    spoil(monkeypatch, method, spoilt)
+    model = quantize(tiny["llama"], bits=3, group_size=32, magr=True)
+    report = model.quantize_config.magr_report
+    assert len(report.reduced) == len(LAYERS) - 1
+    (left,) = report.skipped
+    assert (left.name, left.outcome) == ("model.layers.0.mlp.down_proj", outcome)
+    assert reason in left.reason
+    assert [row["module"] for row in model.quant_log if row["loss"] == "rtn fallback"] == ["mlp.down_proj"]
+
+
+def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
+    job = Job("model", "out", "text", bits=3, group_size=-1, options={"mse": 2.0, "damp_percent": 0.02})
+    with magr_gptq.enabled("gptqmodel"):
+        config = engine._quantize_config(job)
+    assert (config.mse, config.damp_percent, config.act_group_aware) == (2.0, 0.02, False)
+    assert config.magr == magr_gptq.MagRConfig()

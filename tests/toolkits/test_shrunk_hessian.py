@@ -1,0 +1,118 @@
+"""The regularised Hessian of every toolkit's own loop is that of a float64 computation from stored inputs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from seams import layers_given
+from tiny import calibration_rows, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+import magr_gptq
+from magr_gptq.reduction.shrinkage import shrinkage
+from magr_gptq.toolkits import installed, layer_step
+
+LAYER = "model.layers.0.self_attn.q_proj"
+BATCHES = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def inputs(model: str) -> torch.Tensor:
+    """What the first layer is given on the calibration rows, [tokens, columns] float64."""
+    seen = []
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    loaded.get_submodule(LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    for row in calibration_rows():
+        loaded(input_ids=row[None])
+    return torch.cat(seen).double()
+
+
+def share_of(tokens: torch.Tensor) -> float:
+    """ρ from the correlations of stored inputs."""
+    unit = tokens / tokens.norm(dim=0)
+    squares = (unit.T @ unit).square()[~torch.eye(tokens.shape[1], dtype=torch.bool)]
+    return min(1.0, float((1 + squares).sum() / len(tokens) / squares.sum()))
+
+
+def by_gptqmodel(model: str) -> None:
+    from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+
+    config = QuantizeConfig(bits=3, group_size=32, device="cpu", offload_to_disk=False, magr=True)
+    loaded = GPTQModel.load(model, config, backend=BACKEND.TORCH, dtype=torch.float32)
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    loaded.quantize(rows, batch_size=BATCHES, backend=BACKEND.TORCH)
+
+
+def by_optimum(model: str) -> None:
+    from optimum.gptq import GPTQQuantizer
+
+    rows = [{"input_ids": [row.tolist()], "attention_mask": [[1] * len(row)]} for row in calibration_rows()]
+    quantizer = GPTQQuantizer(bits=3, group_size=32, dataset=rows, magr=True)
+    quantizer.quantize_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+
+
+def by_llmcompressor(model: str) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
+    from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+
+    rows = Dataset.from_list(
+        [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    )
+    weights = {"num_bits": 3, "type": "int", "strategy": "group", "group_size": 32}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    modifier = MagRGPTQModifier(config_groups=groups, ignore=["lm_head"], batched_quantization=None)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    oneshot(model=loaded, dataset=rows, recipe=[modifier], num_calibration_samples=len(rows))
+
+
+def by_autogptq(model: str) -> None:
+    from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+
+    config = BaseQuantizeConfig(bits=3, group_size=32, desc_act=False, magr=True)
+    loaded = AutoGPTQForCausalLM.from_pretrained(model, config, torch_dtype=torch.float32)
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    loaded.quantize(rows, batch_size=BATCHES)
+
+
+ROADS = {
+    "gptqmodel": by_gptqmodel,
+    "optimum": by_optimum,
+    "llm-compressor": by_llmcompressor,
+    "auto-gptq": by_autogptq,
+}
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
+def test_share_and_tokens_are_those_of_the_stored_inputs(road: str, model: str, inputs, monkeypatch) -> None:
+    seen = layers_given(monkeypatch)
+    hessians = []
+    real = layer_step.shrinkage
+    monkeypatch.setattr(
+        layer_step, "shrinkage", lambda h, m: hessians.append((h.double().clone(), m)) or real(h, m)
+    )
+    if road == "llm-compressor":
+        # its modules go together where they can
+        real_together = layer_step.quantize_together
+        monkeypatch.setattr(
+            "magr_gptq.toolkits.llmcompressor.modifier.quantize_together",
+            lambda given, round_all: seen.extend(given) or real_together(given, round_all),
+        )
+    with magr_gptq.enabled(road):
+        ROADS[road](model)
+    # q, k and v, the first to be rounded, have the same input
+    hessian, tokens = hessians[0]
+    assert tokens == len(inputs)
+    exact = inputs.T @ inputs
+    torch.testing.assert_close(
+        hessian / hessian.diagonal().mean(), exact / exact.diagonal().mean(), rtol=1e-4, atol=1e-4
+    )
+    assert float(shrinkage(hessian, tokens)) == pytest.approx(share_of(inputs), rel=1e-3)
+    assert all(given.tokens for given in seen)

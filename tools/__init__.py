@@ -1,0 +1,1 @@
+"""What maintainers run: other releases, mutants, the tests of the toolkits."""
