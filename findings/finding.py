@@ -46,7 +46,9 @@ def distance(seen, reference) -> float:
     return float((seen - reference).norm() / reference.norm())
 
 
-def llama(folder: str, *, hidden: int = 128, layers: int = 1, dtype: str = "float16", seed: int = 0, **config) -> Path:
+def llama(
+    folder: str, *, hidden: int = 128, layers: int = 1, dtype: str = "float16", seed: int = 0, **config
+) -> Path:
     """Write a random Llama of 256 words and a tokenizer that knows them; return the folder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -54,12 +56,19 @@ def llama(folder: str, *, hidden: int = 128, layers: int = 1, dtype: str = "floa
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256, "max_position_embeddings": 256}
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": 256,
+        "max_position_embeddings": 256,
+    }
     model = LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, "tie_word_embeddings": False, **config}))
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(256)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", pad_token="w1", eos_token="w2")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="w0", pad_token="w1", eos_token="w2"
+    )
     tokenizer.save_pretrained(folder)
     return Path(folder)
 
