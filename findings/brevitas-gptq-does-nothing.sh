@@ -7,7 +7,7 @@
 #         largest, and the rounding error is 0. With a scale that is a parameter the error falls by a quarter.
 # Why:    a comparison with "Brevitas GPTQ" is a comparison with rounding to nearest, unless the quantizer has
 #         weight_scaling_impl_type="parameter_from_stats". Brevitas' own example for language models sets it.
-# Ours:   comparisons with Brevitas set it and assert that the weights have moved.
+# Ours:   we compare with Brevitas' MagR alone, and round both results by the same GPTQ, which is not Brevitas'.
 . "$(dirname "$0")/lib.sh"
 install $PEERS
 see <<'PY'
