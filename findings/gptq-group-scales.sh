@@ -84,8 +84,9 @@ for block, expected in ((2048, [1] * 8), (128, [1, 1, 1, 1, 0, 0, 0, 0])):
     seen = unquantized(query(convert(model)).scales)
     expect(f"neural-compressor, blocks of {block}: the same", seen, seen == expected)
 
-weights = {"quantizer_name": "*q_proj*weight_quantizer", "cfg": {"num_bits": 4, "block_sizes": {-1: 32}}}
-settings = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, weights], "algorithm": {"method": "gptq"}}
+weights = {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 4, "block_sizes": {-1: 32}}}
+off = [{"quantizer_name": name, "enable": False} for name in ("*input_quantizer", "*lm_head*")]
+settings = {"quant_cfg": [weights, *off], "algorithm": {"method": "gptq"}}
 model = mtq.quantize(load(), settings, lambda model: [model(row[None]) for row in tokens])
 seen = unquantized(query(model).weight_quantizer.amax * 2 / 15)
 expect("ModelOpt: the same", seen, seen == [1] * 8)
