@@ -48,7 +48,8 @@ def compare(
         str | None, typer.Option(help=f"Of {', '.join(METHODS)}; gptq,magr if left out.")
     ] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, or a hub id.")
+        str | None,
+        typer.Option(help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a hub id."),
     ] = None,
     evaluate: Annotated[str | None, typer.Option(help="Texts to score, with commas between.")] = None,
     tasks: Annotated[
