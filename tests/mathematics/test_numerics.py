@@ -19,6 +19,7 @@ from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_choles
 from magr_gptq.reduction.penalty import LinfPenalty
 from magr_gptq.reduction.prox import threshold
 from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.toolkits.layer_step import Done
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
 ROWS, COLUMNS = 6, 24
@@ -269,7 +270,7 @@ def test_a_row_that_the_solver_spoils_is_kept_and_counted(broken: float, monkeyp
     assert found.objective_after[2] == found.objective_before[2]
     layer = prepared(WEIGHT, HESSIAN, bits=2)
     report = RunReport()
-    report.add(LayerReport.of("layer", 2, -1, layer.settle(round_rows(layer, 2))))
+    report.add(LayerReport.of("layer", 2, -1, Done(layer.settle(round_rows(layer, 2)), subnormal=0.0)))
     assert report.to_dict()[0]["unimproved"] == 1
     assert "1 rows keep their original weight" in report.summary()
 

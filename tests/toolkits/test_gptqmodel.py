@@ -344,7 +344,7 @@ def test_what_is_called_in_the_layer_loop_is_looked_for_first(name, monkeypatch)
 
 def test_rounding_to_nearest_carries_nothing_over(switched_on) -> None:
     weight, hessian = weight_of(64, 128), hessian_of(128)
-    magr = {"rounding": "nearest", "search": False, "gain": False}
+    magr = {"rounding": "nearest", "search": False, "gain": False, "shrink": False}
     found, scale, *_ = run_layer(weight, hessian, group_size=-1, magr=magr)
     reduced = magr_gptq.reduce(weight, hessian, bits=2).weight
     nearest = (reduced / scale).round().clamp(-2, 1) * scale
