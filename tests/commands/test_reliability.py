@@ -217,7 +217,7 @@ def test_fault(number: int, moment: str, status: int, left: set[str], model: Pat
     assert gone(workers)
     if number == signal.SIGKILL:
         # it was written while the work went on
-        assert "loading the model\n0 of 1 layers quantized" in output
+        assert "checking the model" in output
         log = Path("out.quantize.log").read_text()
         assert "the calling process is gone" in log
         assert "BrokenPipeError" not in log, "it went on to the end of the layer"
@@ -235,7 +235,7 @@ def test_leftovers_are_named(model: Path, worker, monkeypatch) -> None:
     monkeypatch.setattr(quantize_module, "Worker", shared(worker))
     Path(".out.magr-unfinished-0").mkdir()
     code, output = quantize(model, *OPTIONS)
-    assert code == 0
+    assert code == 0, output
     assert ".out.magr-unfinished-0 is of a run that was killed, or is still at work" in output
     assert Path(".out.magr-unfinished-0").exists()
 
