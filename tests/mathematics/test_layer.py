@@ -164,3 +164,11 @@ def test_apart_prepares_each_candidate_again(rounding: str) -> None:
     assert torch.equal(torch.cat(found_rows), rows)
     assert torch.equal(torch.cat(found_factors), layer.factors)
     assert all(torch.equal(one, by) for one in found_by)
+
+
+def test_scales_are_those_that_float16_holds_where_it_holds_any() -> None:
+    scale = torch.tensor([[0.1, 1e-9, 1e6]])
+    rounded = Rounded(3 * scale, scale, torch.zeros(1, 3), torch.arange(3))
+    stored = rounded.stored_as(torch.float16)
+    assert stored.scale.tolist() == [[0.0999755859375, scale[0, 1].item(), scale[0, 2].item()]]
+    torch.testing.assert_close(stored.weight, 3 * stored.scale)

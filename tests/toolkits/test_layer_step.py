@@ -95,15 +95,18 @@ def test_a_fault_before_or_after_rounding_leaves_the_layer_to_the_toolkit(place,
     torch.testing.assert_close(aside.hessian.diagonal(), hessian_of(COLUMNS).diagonal())
 
 
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
-def test_a_fault_of_the_toolkits_rounding_leaves_the_layer_to_it(fault) -> None:
+def test_a_fault_of_the_toolkits_rounding_leaves_the_layer_to_it(fault, in_order: bool) -> None:
+    """With a Hessian to round by, though the toolkit has overwritten its own."""
+
     def broken(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
         rows.zero_(), hessian.zero_()
         raise fault
 
     short = isinstance(fault, (torch.OutOfMemoryError, MemoryError)) or "allocate" in str(fault)
     with pytest.warns(UserWarning, match="one by one") if short else nothing():
-        aside = quantize_layer(given(), broken)
+        aside = quantize_layer(given(in_order=in_order), broken)
     assert aside.reason == str(fault)
     torch.testing.assert_close(aside.hessian.diagonal(), hessian_of(COLUMNS).diagonal())
 
