@@ -122,19 +122,23 @@ def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done
 
 def _ready(given: Given) -> _Ready | Aside:
     """Regularise the Hessian and choose the order of its columns; aside where there is nothing to do."""
-    hessian, plan = given.hessian, given.plan
-    if not hessian.diagonal().any():
-        return Aside(UNREACHED, hessian, "unreached")
-    if not given.weight.any():
-        return Aside(ZERO, hessian, "unchanged")
-    share = order = None
     try:
-        if given.tokens and plan.shrinks:
-            rho = shrinkage(hessian, given.tokens)
-            shrink_(hessian, rho)
-            share = float(rho)
+        if not given.hessian.diagonal().any():
+            return Aside(UNREACHED, given.hessian, "unreached")
+        if not given.weight.any():
+            return Aside(ZERO, given.hessian, "unchanged")
+        return _regularised(given)
     except LAYER_ERRORS as error:
-        return Aside(first_line(error), hessian)
+        return Aside(first_line(error), given.hessian)
+
+
+def _regularised(given: Given) -> _Ready:
+    hessian, plan = given.hessian, given.plan
+    share = order = None
+    if given.tokens and plan.shrinks:
+        rho = shrinkage(hessian, given.tokens)
+        shrink_(hessian, rho)
+        share = float(rho)
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
         given = replace(given, plan=replace(plan, order=order))

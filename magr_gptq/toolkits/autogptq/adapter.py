@@ -186,13 +186,23 @@ def _quantize_rows(
     task: Any, run: _Run, quantize: Callable[[], Any], group_size: int, reorders: bool, static_groups: bool
 ) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
-    order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
     name = run.names[id(task.layer)]
     weight = task.layer.weight
     own = weight.data
-    plan = run.magr.resolve(run.bits, group_size, order, STORED)
     # the toolkit keeps a grid that was set before
     quantizer = copy.deepcopy(task.quantizer)
+
+    def step_aside(why: str, outcome: str = "skipped") -> Any:
+        run.report.add(LayerReport(name, run.bits, group_size, skipped=why, aside=outcome))
+        log.warning("magr steps aside for %s: %s", name, why)
+        return quantize()
+
+    try:
+        order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
+        plan = run.magr.resolve(run.bits, group_size, order, STORED)
+        matrix = _to_matrix(task.layer)
+    except layer_step.LAYER_ERRORS as error:
+        return step_aside(layer_step.first_line(error))
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
     lowest = 0 if quantizer.sym else LOWEST_ZERO
 
@@ -207,18 +217,18 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    given = Given(
-        _to_matrix(task.layer), task.H, plan, getattr(task, "magr_tokens", None), in_order=not reorders
-    )
+    given = Given(matrix, task.H, plan, getattr(task, "magr_tokens", None), in_order=not reorders)
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):
         task.H, task.quantizer = done.hessian, quantizer
-        run.report.add(LayerReport(name, run.bits, group_size, skipped=done.reason, aside=done.outcome))
-        log.warning("magr steps aside for %s: %s", name, done.reason)
-        return quantize()
+        return step_aside(done.reason, done.outcome)
     run.report.add(LayerReport.of(name, run.bits, group_size, done))
-    best = done.settled.rounded
-    weight.data = _from_matrix(task.layer, best.weight).to(own)
+    return _result(task.layer, done.settled.rounded)
+
+
+def _result(layer: Any, best: Rounded) -> Any:
+    """What the toolkit's `fasterquant` returns, and leaves in the layer."""
+    layer.weight.data = _from_matrix(layer, best.weight).to(layer.weight.data)
     return best.scale, best.zero, best.group_of
 
 

@@ -129,24 +129,12 @@ def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
 
 def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit round MagR's rows, and give it back what a row each became."""
-    config = task.qcfg
-    hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
-    plan = magr.resolve(config.bits, config.group_size, _order(task, hessian), STORED)
-    if plan.nearest:
-        # other layers with this input may have shared their factor
-        task._disable_shared_hessian_cache()
-    corrects = isinstance(task, (GPTAQ, FOEM))
-    given = Given(
-        weight=task.clone_module(device=hessian.device),
-        hessian=hessian,
-        plan=plan,
-        # where earlier layers are corrected for these are sequences
-        tokens=None if corrects else int(task.nsamples),
-        # padding is cut off where it stands, and a correction has its columns in their own order
-        in_order=not (config.desc_act or task._tp_pad_cols or corrects),
-        share=_share(task, plan),
-    )
-    rounding = Rounding(task, quantize, _kind(plan))
+    try:
+        given = _given(task, magr)
+    except layer_step.LAYER_ERRORS as error:
+        _step_aside(task, skipped=layer_step.first_line(error))
+        return quantize()
+    rounding = Rounding(task, quantize, _kind(given.plan))
     try:
         done = layer_step.quantize_layer(given, rounding)
     except RetriedError:
@@ -158,6 +146,27 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         _step_aside(task, skipped=done.reason, aside=done.outcome)
         return quantize()
     return _result(task, done, rounding.found)
+
+
+def _given(task: Any, magr: MagRConfig) -> Given:
+    """The layer with its Hessian and its plan."""
+    config = task.qcfg
+    hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
+    plan = magr.resolve(config.bits, config.group_size, _order(task, hessian), STORED)
+    if plan.nearest:
+        # other layers with this input may have shared their factor
+        task._disable_shared_hessian_cache()
+    corrects = isinstance(task, (GPTAQ, FOEM))
+    return Given(
+        weight=task.clone_module(device=hessian.device),
+        hessian=hessian,
+        plan=plan,
+        # where earlier layers are corrected for these are sequences
+        tokens=None if corrects else int(task.nsamples),
+        # padding is cut off where it stands, and a correction has its columns in their own order
+        in_order=not (config.desc_act or task._tp_pad_cols or corrects),
+        share=_share(task, plan),
+    )
 
 
 def _result(task: Any, done: Done, found: Any) -> Any:

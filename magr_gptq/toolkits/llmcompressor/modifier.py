@@ -39,8 +39,15 @@ from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.toolkits.layer_step import Aside, Given, descending_order, quantize_together
-from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, write_back
+from magr_gptq.toolkits.layer_step import (
+    LAYER_ERRORS,
+    Aside,
+    Given,
+    descending_order,
+    first_line,
+    quantize_together,
+)
+from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
@@ -170,30 +177,37 @@ class MagRGPTQModifier(GPTQModifier):
 
     def _compress_batch(self, batch: list[Any]) -> None:
         """Round rows in place of the modules', and give the modules what came out."""
-        plans = [self._plan(module) for module in batch]
-        given = [
-            Given(
-                module.weight,
-                self._hessians.pop(module),
-                plan,
-                int(self._tokens.pop(module, 0)) or None,
-                in_order=not module.quantization_scheme.weights.actorder,
-            )
-            for module, plan in zip(batch, plans, strict=True)
-        ]
-        settled = quantize_together(given, partial(self._round, batch))
-        for module, found in zip(batch, settled, strict=True):
-            name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+        given = {}
+        for module in batch:
+            try:
+                given[module] = self._given(module)
+            except LAYER_ERRORS as error:
+                self._leave(module, Aside(first_line(error), self._hessians[module]))
+        settled = quantize_together(list(given.values()), partial(self._round, list(given)))
+        for module, found in zip(given, settled, strict=True):
             if isinstance(found, Aside):
-                self._hessians[module] = found.hessian
-                self._step_aside(module, found.reason, found.outcome)
-                super().compress_module_list([module])
+                self._leave(module, found)
                 continue
-            del self._num_samples[module]
+            del self._num_samples[module], self._hessians[module]
+            name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
             write_back(module, found.settled.rounded)
             report = LayerReport.of(name, *grid, found)
             failed = name in self._rtn_fallback_module_names
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
+
+    def _given(self, module: Any) -> Given:
+        """The module with its Hessian and its plan."""
+        plan = self._plan(module)
+        tokens = int(self._tokens.pop(module, 0)) or None
+        in_order = not module.quantization_scheme.weights.actorder
+        return Given(module.weight, self._hessians[module], plan, tokens, in_order=in_order)
+
+    def _leave(self, module: Any, aside: Aside) -> None:
+        """Have GPTQModifier round the module as it is; its observer may have seen other rows."""
+        self._step_aside(module, aside.reason, aside.outcome)
+        self._hessians[module] = aside.hessian
+        observe_alone(module.weight_observer, module.weight)
+        super().compress_module_list([module])
 
     def _round(self, batch: list[Any], passes: Iterable[tuple[int, Tensor, Tensor, Tensor]]) -> list[Rounded]:
         """Have GPTQModifier round a stand-in for each module, by its rows, their factors, and a Hessian."""

@@ -57,6 +57,15 @@ def write_back(module: Any, rounded: Rounded) -> None:
     )
 
 
+def observe_alone(observer: Any, rows: Tensor) -> None:
+    """Let an observer know these rows and no others."""
+    # one of weights ignores all but the first, and forgets those when it has made grids
+    for seen in ("min_vals", "max_vals"):
+        if hasattr(observer, seen):
+            delattr(observer, seen)
+    observer(rows)
+
+
 class _ChosenGrids:
     """In an observer's place: the grids that it finds for the rows, with the factor that suits each best.
 
@@ -65,11 +74,7 @@ class _ChosenGrids:
     """
 
     def __init__(self, observer: Any, rows: Tensor, factors: Tensor, bits: int) -> None:
-        # an observer of weights ignores all but the first, and forgets those when it has made grids
-        for seen in ("min_vals", "max_vals"):
-            if hasattr(observer, seen):
-                delattr(observer, seen)
-        observer(rows)
+        observe_alone(observer, rows)
         self._qparams: dict[str, Tensor] = observer.get_qparams()
         scale, zero = self._qparams["scale"], self._qparams["zero_point"]
         half = 2 ** (bits - 1)
