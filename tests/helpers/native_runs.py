@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -146,6 +149,25 @@ def other_methods() -> dict[str, str]:
     return {**found, "another gptqmodel": message(quantizer.quantize_model, None)}
 
 
+def resumed(model: str, out: Path) -> list[str]:
+    """The layers in the report of a run that went on after it was stopped in the model's only block."""
+    from gptqmodel.looper.checkpoint import CheckpointStopped
+    from gptqmodel.looper.checkpoint_store import CheckpointConfig
+    from gptqmodel_runs import load
+    from tiny import calibration_rows
+
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    for is_first in (True, False):
+        offload = {"offload_to_disk": True, "offload_to_disk_path": str(out / "offload")}
+        quantized = load(model, bits=3, group_size=32, magr=MAGR, **offload)
+        if is_first:
+            quantized.layer_callback = lambda **_: os.kill(os.getpid(), signal.SIGTERM)
+        with suppress(CheckpointStopped):
+            quantized.quantize(rows, batch_size=1, checkpoint=CheckpointConfig(path=str(out / "checkpoint")))
+            assert not is_first
+    return sorted(layer.name for layer in quantized.quantize_config.magr_report.layers)
+
+
 def native(model: str, out: Path, enabled: Path) -> dict[str, object]:
     """Everything that a patched toolkit is asked."""
     roads = ROADS[ENVIRONMENT]
@@ -162,6 +184,8 @@ def native(model: str, out: Path, enabled: Path) -> dict[str, object]:
         answers["other methods"] = other_methods()
     del sys.modules["magr_gptq"]
     run_all(model, out / "on", MAGR)
+    if ENVIRONMENT == "modern":
+        answers["resumed"] = resumed(model, out)
     answers["unknown setting"] = {
         r: message(quantize, model, out / "no", {"betta": 1}) for r, quantize in roads.items()
     }

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.long
 
 PATCHES = ROOT / "patches"
 LONGEST = 60
+# an untested patch that looks tested is worse than a failure, so that skipping has to be asked for
+MAY_BE_OFFLINE = "MAGR_OFFLINE"
 
 RUN = {
     "modern": ("gptqmodel-7.6.0", "optimum-2.3.0", "llmcompressor-0.14.0"),
@@ -38,7 +40,10 @@ def unpack(release: str, folder: Path) -> Path:
         [*command, "--dest", str(folder), f"{name}=={version}"], capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"pip can't download {release}: {done.stderr.strip().splitlines()[-1]}")
+        why = f"pip can't download {release}: {done.stderr.strip().splitlines()[-1]}"
+        if os.environ.get(MAY_BE_OFFLINE):
+            pytest.skip(why)
+        pytest.fail(f"{why}. Without it no patch is tested; {MAY_BE_OFFLINE}=1 lets that be skipped")
     (archive,) = folder.iterdir()
     shutil.unpack_archive(archive, folder / release, format="zip" if archive.suffix == ".whl" else "gztar")
     inside = folder / release / f"{name}-{version}"
@@ -69,7 +74,7 @@ def runs(patched, tmp_path_factory) -> Path:
     model = str(save_tiny_model("llama", root / "model"))
     for mode, first in (("enabled", []), ("native", list(patched.values()))):
         (root / mode).mkdir()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, HELPERS]))}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*first, HELPERS, ROOT]))}
         command = [sys.executable, str(HELPERS / "native_runs.py"), mode, model, str(root / mode)]
         done = subprocess.run(
             [*command, str(root / "enabled")], capture_output=True, text=True, cwd=root, env=environment
@@ -163,6 +168,25 @@ def test_without_the_package_checkpoints_load_and_keep_the_setting(answers) -> N
     assert answers["loaded"]
     for setting in answers["loaded"].values():
         assert setting == {"preset": "default", **MAGR}
+
+
+@pytest.mark.skipif(ENVIRONMENT != "modern", reason="AutoGPTQ can't resume a run")
+def test_a_resumed_run_reports_the_layers_before_the_stop(answers) -> None:
+    names = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+    assert answers["resumed"] == sorted(f"model.layers.0.{name}" for name in names)
+
+
+@pytest.mark.parametrize("offline", [None, "1"])
+def test_without_an_index_they_fail_unless_skipping_was_asked_for(offline, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv(MAY_BE_OFFLINE, raising=False)
+    if offline:
+        monkeypatch.setenv(MAY_BE_OFFLINE, offline)
+    failed = subprocess.CompletedProcess([], 1, "", "no route to host")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises((pytest.skip.Exception, pytest.fail.Exception)) as caught:
+        unpack(RUN[0], tmp_path)
+    assert isinstance(caught.value, pytest.skip.Exception if offline else pytest.fail.Exception)
+    assert "no route to host" in str(caught.value)
 
 
 def test_an_unknown_setting_is_refused_by_name(answers) -> None:

@@ -89,7 +89,7 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     config.magr = config_field.as_written(getattr(config, "magr", None), config)
     for override in config_field.overrides(config):
         override["magr"] = config_field.as_written(override["magr"], config)
-    with reported_run(config):
+    with reported_run(config), resume.report_kept():
         return quantize()
 
 

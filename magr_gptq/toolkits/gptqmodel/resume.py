@@ -10,7 +10,8 @@ last layer would raise NothingReducedError. What is touched:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -26,13 +27,24 @@ def apply(patches: Patches) -> None:
     patches.wrap(QuantizationCheckpointAdapter, "restore", _restore, ("self", "state", "artifacts"))
 
 
+@contextmanager
+def report_kept() -> Iterator[None]:
+    """The same for the length of a run, for a GPTQModel that has the field `magr` of its own."""
+    patches = Patches("gptqmodel")
+    try:
+        apply(patches)
+        yield
+    finally:
+        patches.undo()
+
+
 def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
     def capture(self: Any) -> Any:
         state, artifacts = original(self)
-        config = self.model.quantize_config
-        if getattr(config, "magr", None) is not None:
+        report = getattr(self.model.quantize_config, "magr_report", None)
+        if report is not None and report.layers:
             # as text: the toolkit's own encoding refuses NaN
-            state["magr_report"] = json.dumps([asdict(layer) for layer in config.magr_report.layers])
+            state["magr_report"] = json.dumps([asdict(layer) for layer in report.layers])
         return state, artifacts
 
     return capture
