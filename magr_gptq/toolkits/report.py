@@ -85,22 +85,26 @@ class LayerReport:
 
 
 class RunReport:
-    """All layers of one run; shared, not copied, by the per-layer copies of a config."""
+    """All layers of one run; shared, not copied, by the per-layer copies of a config.
+
+    dropped: how many calibration rows were too short for the toolkit.
+    """
 
     def __init__(self) -> None:
         self.layers: list[LayerReport] = []
+        self.dropped = 0
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunReport:
         return self
 
-    def __getstate__(self) -> list[LayerReport]:
+    def __getstate__(self) -> dict[str, Any]:
         # a lock can't be pickled, and configs are
-        return self.layers
+        return {"layers": self.layers, "dropped": self.dropped}
 
-    def __setstate__(self, layers: list[LayerReport]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
-        self.layers = layers
+        vars(self).update(state)
 
     def add(self, layer: LayerReport) -> None:
         """Record one layer; safe from any thread."""
@@ -143,6 +147,7 @@ class RunReport:
         reasons = Counter((layer.outcome, layer.reason) for layer in self.skipped)
         return {
             "layers": len(self.layers),
+            "dropped_rows": self.dropped,
             "outcomes": dict(Counter(layer.outcome for layer in self.layers)),
             "reasons": [
                 {"outcome": outcome, "reason": reason, "layers": count}
@@ -151,7 +156,7 @@ class RunReport:
         }
 
     def warning(self) -> str | None:
-        """What to tell where more than `LIMIT` of the layers were not reduced, or scales lose digits."""
+        """What to tell where many layers were not reduced, rows were dropped, or scales lose digits."""
         share = len(self.skipped) / max(1, len(self.layers))
         texts = []
         if share > LIMIT:
@@ -160,6 +165,11 @@ class RunReport:
             )
             texts.append(
                 f"{len(self.skipped)} of {len(self.layers)} layers ({share:.0%}): {'; '.join(reasons)}"
+            )
+        if self.dropped:
+            texts.append(
+                f"{self.dropped} calibration rows were too short for the toolkit, which left them out; give "
+                "longer rows, or more of them"
             )
         coarse = [layer.name for layer in self.layers if layer.subnormal]
         if coarse:

@@ -135,7 +135,7 @@ def test_a_checkpoint_that_the_vanilla_toolkit_scores(switch: str, model: str, w
     saved = json.loads((out / "quantize_config.json").read_text())
     assert ("magr" in {**saved, **saved.get("meta", {})}) == (switch == "--magr")
     record = json.loads((out / "magr.json").read_text())
-    assert record["totals"] == {"layers": 7, "outcomes": {outcome: 7}, "reasons": []}
+    assert record["totals"] == {"layers": 7, "dropped_rows": 0, "outcomes": {outcome: 7}, "reasons": []}
     assert record["job"]["out"] == str(out)
     assert [layer["outcome"] for layer in record["layers"]] == [outcome] * 7
     assert record["warning"] is None

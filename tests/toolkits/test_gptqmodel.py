@@ -27,7 +27,7 @@ from gptqmodel.quantization import config as config_module
 from gptqmodel.quantization.config import HessianConfig, TensorParallelPadderConfig
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
-from gptqmodel_runs import quantize, run_vanilla
+from gptqmodel_runs import load, quantize, run_vanilla
 
 from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
@@ -294,10 +294,20 @@ def test_step_is_shrunk_without_a_subclass(switched_on, monkeypatch) -> None:
     torch.testing.assert_close(scale, (0.5 * grids[-1]).half().float())
 
 
+def test_rows_that_are_too_short_for_the_toolkit_are_counted_and_told(tiny, switched_on, caplog) -> None:
+    """Its own warning is gone when a run of hours ends."""
+    model = load(tiny["llama"], bits=3, group_size=32, magr=True)
+    lengths = [64] * 6 + [10, 3]
+    model.quantize([{"input_ids": [7] * n, "attention_mask": [1] * n} for n in lengths], batch_size=4)
+    assert model.quantize_config.magr_report.dropped == 2
+    assert "2 calibration rows were too short for the toolkit" in caplog.text
+
+
 @pytest.mark.parametrize("magr", [None, True])
 def test_a_config_can_be_pickled(magr, switched_on) -> None:
     """The report's lock could not be, not even where magr was off."""
     config = QuantizeConfig(bits=3, group_size=32, magr=magr)
+    assert pickle.loads(pickle.dumps(config)).magr_report.layers == []
     config.magr_report.add(LayerReport("a", 3, 32, skipped="why"))
     again = pickle.loads(pickle.dumps(config))
     assert again.magr == config.magr

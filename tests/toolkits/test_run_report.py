@@ -51,12 +51,15 @@ def test_layers_without_input_are_seen() -> None:
 def test_a_report_has_every_layer_once() -> None:
     job = Job("model", "out", "text", bits=3)
     seen = RunReport()
+    seen.dropped = 2
     seen.add(LayerReport("a", 3, 128, largest_before=2.0, largest_after=1.0))
     seen.add(LayerReport("b", 3, 128, largest_before=2.0, largest_after=1.0))
     seen.add(LayerReport("b", 3, 128, skipped="tried again"))
     seen.add(LayerReport("f", 3, 128, fallback="as MagR saw it"))
     fallbacks = {"d": "starved", "e": "unplaced", "f": "as the toolkit did"}
     report = full_report(job, seen, ["a", "b", "c", "d"], fallbacks)
+    assert report.totals()["dropped_rows"] == 2
+    assert "2 calibration rows were too short" in report.warning()
     assert [(layer.name, layer.outcome, layer.reason) for layer in report.layers] == [
         ("a", "reduced", None),
         ("b", "skipped", "tried again"),
@@ -68,6 +71,7 @@ def test_a_report_has_every_layer_once() -> None:
     plain = full_report(Job("model", "out", "text", magr=None), RunReport(), ["a", "b"], {"b": "starved"})
     assert plain.totals() == {
         "layers": 2,
+        "dropped_rows": 0,
         "outcomes": {"plain": 1, "fallen back": 1},
         "reasons": [{"outcome": "fallen back", "reason": "starved", "layers": 1}],
     }

@@ -25,6 +25,7 @@ def full_report(job: Job, seen: RunReport, names: Iterable[str], fallbacks: dict
     # a layer that the toolkit tried twice is there twice, and the last one holds
     known = {layer.name: layer for layer in seen.layers}
     report = RunReport()
+    report.dropped = seen.dropped
     for name in dict.fromkeys([*names, *known, *fallbacks]):
         why = UNSEEN if job.magr is not None else None
         layer = known.get(name, LayerReport(name, job.bits, job.group_size, skipped=why))
