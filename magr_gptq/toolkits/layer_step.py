@@ -21,6 +21,7 @@ from magr_gptq.rounding.layer import Layer, apart, prepare
 from magr_gptq.rounding.order import back_in_place, importance_order
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
+from magr_gptq.toolkits.memory import fits
 
 # has the toolkit round rows, under their factors and by a Hessian, all of which it may overwrite
 RoundRows = Callable[[Tensor, Tensor, Tensor], Rounded]
@@ -113,7 +114,8 @@ def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done
     """What becomes of several layers in one pass of the toolkit; where that fails, each by itself."""
     ready = [_ready(given) for given in layers]
     busy = {number: one for number, one in enumerate(ready) if isinstance(one, _Ready)}
-    found = _together(busy, round_all) if len(busy) > 1 else {}
+    together = len(busy) > 1 and _fits([one.given for one in busy.values()])
+    found = _together(busy, round_all) if together else {}
     for number, one in busy.items():
         if number not in found:
             found[number] = _quantized(one, partial(_round_one, round_all, number))
@@ -146,21 +148,29 @@ def _regularised(given: Given) -> _Ready:
 
 
 def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
-    given, layer = ready.given, None
-    try:
-        layer, *rows = prepare(given.weight, given.hessian, given.plan, given.share)
-        # the toolkit alone holds the rows, and can free them
-        rounded = round_rows(*ready.handed_over(layer, rows.pop()))
-        return ready.done(settle(layer, ready.taken_back(rounded)))
-    except LAYER_ERRORS as error:
-        # its traceback keeps what the toolkit has allocated
-        failed = error.with_traceback(None)
-    if is_out_of_memory(failed):
+    given, layer, failed = ready.given, None, None
+    if _fits([given]):
+        try:
+            layer, *rows = prepare(given.weight, given.hessian, given.plan, given.share)
+            # the toolkit alone holds the rows, and can free them
+            rounded = round_rows(*ready.handed_over(layer, rows.pop()))
+            return ready.done(settle(layer, ready.taken_back(rounded)))
+        except LAYER_ERRORS as error:
+            # its traceback keeps what the toolkit has allocated
+            failed = error.with_traceback(None)
+    if failed is None or is_out_of_memory(failed):
         try:
             return ready.done(_apart(ready, layer, round_rows))
         except LAYER_ERRORS as error:
             failed = error.with_traceback(None)
     return Aside(first_line(failed), given.hessian if layer is None else layer.hessian * layer.unit)
+
+
+def _fits(layers: Sequence[Given]) -> bool:
+    """Whether there is memory for all of their candidates; a single one has no narrower road."""
+    most = max(len(given.plan.candidates) for given in layers)
+    shapes = [(given.weight.shape[0], given.weight.shape[1]) for given in layers]
+    return most == 1 or fits(shapes, most, layers[0].hessian.device)
 
 
 def _apart(ready: _Ready, layer: Layer | None, round_rows: RoundRows) -> Settled:

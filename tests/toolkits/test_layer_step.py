@@ -9,7 +9,7 @@ from torch import Tensor
 
 from magr_gptq import MagRConfig
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits import layer_step, memory
 from magr_gptq.toolkits.layer_step import Aside, Done, Given, quantize_layer, quantize_together
 
 pytestmark = pytest.mark.environments("modern")
@@ -130,6 +130,52 @@ def test_where_memory_ends_candidates_go_one_by_one_and_give_the_same() -> None:
         apart = quantize_layer(given(), short).settled.rounded
     torch.testing.assert_close(apart.weight, whole.weight)
     torch.testing.assert_close(apart.scale, whole.scale)
+
+
+def test_where_memory_would_end_candidates_go_one_by_one_from_the_start(monkeypatch) -> None:
+    """Linux promises memory that it lacks, and ends the process when it is used."""
+    whole = quantize_layer(given(), to_nearest).settled.rounded
+    tall = []
+
+    def look(rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
+        tall.append(len(rows))
+        return to_nearest(rows, factors, hessian)
+
+    least = memory.needed_bytes(ROWS, COLUMNS, candidates=4)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: least)
+    quantize_layer(given(), look)
+    assert tall == [4 * ROWS]
+    monkeypatch.setattr(memory, "free_bytes", lambda _: least - 1)
+    tall.clear()
+    with pytest.warns(UserWarning, match="one by one, chosen on the CPU"):
+        apart = quantize_layer(given(), look).settled.rounded
+    assert tall == 4 * [ROWS]
+    torch.testing.assert_close(apart.weight, whole.weight)
+
+
+def test_layers_that_do_not_fit_together_go_each_by_itself(monkeypatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda _: memory.needed_bytes(ROWS, COLUMNS, candidates=4))
+    together = []
+
+    def round_all(passes) -> list[Rounded]:
+        together.append(len(passes))
+        return [to_nearest(*one) for _, *one in passes]
+
+    quantize_together([given(seed) for seed in range(3)], round_all)
+    assert together == [1, 1, 1]
+
+
+def test_what_is_left_of_memory_is_what_the_device_says(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    # what torch has freed, and not given back, is free
+    assert memory.free_bytes(torch.device("cuda")) == 1200
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    assert memory.free_bytes(torch.device("cpu")) is None
+    memory.MEMINFO.write_text("MemTotal:  16 kB\nMemAvailable:       5 kB\n")
+    assert memory.free_bytes(torch.device("cpu")) == 5 * 1024
+    assert memory.free_bytes(torch.device("mps")) is None
 
 
 def test_errors_that_are_no_layers_end_the_run() -> None:
