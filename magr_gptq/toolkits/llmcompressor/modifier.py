@@ -13,7 +13,8 @@ What the subclass overrides, and why there:
 - `calibrate_module`: counts the tokens that go into a Hessian, and `_reduce_hessian_to_target_rank` sums
   those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
-- `on_initialize`: refuses what MagR can't apply to. `on_finalize`: raises where nothing was reduced.
+- `on_initialize`: refuses what MagR can't apply to, and a rank without calibration rows.
+  `on_finalize`: raises where nothing was reduced.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class MagRGPTQModifier(GPTQModifier):
         """GPTQModifier's, then a look at every module that it is to round."""
         initialized: bool = super().on_initialize(state, **kwargs)
         if self.magr is not None:
+            _require_rows(state.data.calib)
             for module in self._quantized_modules():
                 name = self._module_names[module]
                 # the scheme may come from an earlier modifier of the recipe
@@ -254,6 +256,23 @@ class MagRGPTQModifier(GPTQModifier):
         for module in self._quantized_modules():
             if self._module_names[module] not in known:
                 self._step_aside(module, NEVER_CALLED, "unreached")
+
+
+def _require_rows(loader: Any) -> None:
+    """Raise ValueError, on all ranks, where one has no calibration rows: llm-compressor ends without a word.
+
+    A loader that is None, or whose data have no length, is not looked at.
+    """
+    here = len(loader) if loader is not None and hasattr(loader.dataset, "__len__") else None
+    ranks: list[Any] = [here]
+    if is_distributed():
+        ranks *= dist.get_world_size()
+        dist.all_gather_object(ranks, here)
+    if 0 in ranks:
+        raise ValueError(
+            f"magr: rank {ranks.index(0)} of {len(ranks)} has no calibration rows; "
+            "give every rank a part of them, or start fewer ranks"
+        )
 
 
 def _require_integer_grid(args: QuantizationArgs, where: str) -> None:
