@@ -1,0 +1,229 @@
+"""What users of the toolkits ran into and told of in public: with MagR on it does not happen, or it is told.
+
+A line a report: its thread, and what happened there, in our words. The inputs are our own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from bad_models import _starve, save_tiny
+from safetensors.torch import load_file
+from tiny import calibration_rows, save_tiny_model
+
+import magr_gptq
+
+pytest.importorskip("gptqmodel")
+
+from gptqmodel import BACKEND, GPTQModel
+from gptqmodel_runs import load, quantize
+from llmcompressor.modifiers.gptq import GPTQModifier
+from llmcompressor_runs import quantize as compress
+from llmcompressor_runs import scheme
+from optimum_runs import quantize_by_transformers
+from transformers import AutoModelForCausalLM
+
+from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
+from magr_gptq.toolkits.report import RunReport
+
+pytestmark = pytest.mark.long
+
+LAYERS = 7
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=calibration_rows(2)).logits.float()
+
+
+def loaded(folder: str | Path) -> Any:
+    return GPTQModel.load(str(folder), backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+
+
+def report_of(model: Any) -> RunReport:
+    report: RunReport = model.quantize_config.magr_report
+    return report
+
+
+def shards_are_saved(model: str) -> None:
+    quantized = quantize(model, bits=4, group_size=32, magr=True)
+    quantized.save("whole")
+    quantized.save("shards", max_shard_size="100KB")
+    assert len(list(Path("shards").glob("*.safetensors"))) > 1
+    assert torch.equal(logits(loaded("shards")), logits(loaded("whole")))
+
+
+def mixture() -> str:
+    """Experts 2 and 3 of 4 never get a token."""
+    folder = save_tiny(
+        "qwen3_moe", Path("mixture"), _starve, hidden_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=1,
+    )  # fmt: skip
+    return str(folder)
+
+
+def is_starved(name: str) -> bool:
+    return ".experts.2." in name or ".experts.3." in name
+
+
+def starved_with_fallback(_: str) -> None:
+    rounded = {"strategy": "rtn", "threshold": 1}
+    report = report_of(quantize(mixture(), bits=4, group_size=32, fallback=rounded, magr=True))
+    assert {layer.outcome for layer in report.layers if is_starved(layer.name)} == {"fallen back"}
+    assert (len(report.skipped), len(report.reduced)) == (6, 4 + 6)
+
+
+def starved_without_fallback(_: str) -> None:
+    quantized = quantize(mixture(), bits=4, group_size=32, fallback=None, magr=True)
+    report = report_of(quantized)
+    # the toolkit leaves them as they are
+    assert not any(is_starved(layer.name) for layer in report.layers)
+    assert (len(report.skipped), len(report.reduced)) == (0, 4 + 6)
+    quantized.save("out")
+    assert logits(loaded("out")).isfinite().all()
+
+
+def one_token_over_and_over(model: str) -> None:
+    quantized = load(model, bits=4, group_size=32, magr=True)
+    quantized.quantize([{"input_ids": [7] * 64, "attention_mask": [1] * 64}] * 4, batch_size=1)
+    assert len(report_of(quantized).layers) == LAYERS
+    quantized.save("out")
+    assert logits(loaded("out")).isfinite().all()
+
+
+def odd_last_groups(_: str) -> None:
+    quantized = quantize(str(save_tiny_model("tail", Path("tail"))), bits=4, group_size=128, magr=True)
+    assert len(report_of(quantized).reduced) == LAYERS
+    quantized.save("out")
+    assert logits(loaded("out")).isfinite().all()
+
+
+def batches_of_unequal_rows(model: str) -> None:
+    found = []
+    for batch_size in (1, 4):
+        quantized = load(model, bits=4, group_size=32, magr=True)
+        rows = [row.tolist() for row in calibration_rows()]
+        uneven = [
+            {"input_ids": row[: 16 + 6 * n], "attention_mask": [1] * (16 + 6 * n)}
+            for n, row in enumerate(rows)
+        ]
+        quantized.quantize(uneven, batch_size=batch_size)
+        found.append({layer.name: layer for layer in report_of(quantized).reduced})
+    assert len(found[0]) == LAYERS
+    for name, alone in found[0].items():
+        # padding is no token
+        assert found[1][name].tokens == alone.tokens
+        assert found[1][name].loss == pytest.approx(alone.loss, rel=0.05)
+
+
+def formats_are_what_the_config_says(model: str) -> None:
+    for sym in (True, False):
+        seen = []
+        for name in ("gptq", "gptq_v2"):
+            quantize(model, bits=2, group_size=32, sym=sym, format=name, magr=True).save(name)
+            written = json.loads(Path(name, "quantize_config.json").read_text())
+            assert written["checkpoint_format"] == name
+            seen.append(logits(loaded(name)))
+        assert torch.equal(*seen)
+
+
+def saved_by_transformers(model: str) -> None:
+    quantized = quantize_by_transformers(model, Path("out"), bits=3, group_size=32, magr=True)
+    again = AutoModelForCausalLM.from_pretrained("out", dtype=torch.float16)
+    torch.testing.assert_close(logits(again), logits(quantized), rtol=0, atol=0.02)
+
+
+def no_order_of_magrs_own(model: str) -> None:
+    written = []
+    for modifier in (GPTQModifier, MagRGPTQModifier):
+        compress([modifier(config_groups=scheme(8), ignore=["lm_head"])], model, modifier.__name__)
+        config = json.loads(Path(modifier.__name__, "config.json").read_text())
+        written.append(config["quantization_config"])
+    assert written[0] == written[1]
+
+
+def groups_that_do_not_divide(_: str) -> None:
+    modifier = MagRGPTQModifier(config_groups=scheme(4, 128), ignore=["lm_head"])
+    with pytest.raises(ValueError, match="q_proj"):
+        compress([modifier], str(save_tiny_model("tail", Path("tail"))))
+    assert not modifier.magr_report.layers
+
+
+def all_rounded_to_nearest(model: str) -> None:
+    modifier = MagRGPTQModifier(config_groups=scheme(4, 32), ignore=["lm_head"], dampening_frac=-1.0)
+    with pytest.raises(magr_gptq.NothingReducedError, match=r"0 of 7 .*rounded to nearest"):
+        compress([modifier], model)
+
+
+def scales_of_starved_experts(_: str) -> None:
+    modifier = MagRGPTQModifier(config_groups=scheme(4, 32), ignore=["lm_head", "re:.*mlp.gate$"])
+    compress([modifier], mixture(), "out")
+    tensors = load_file("out/model.safetensors")
+    unset = {
+        name for name, tensor in tensors.items() if name.endswith("_scale") and not tensor.isfinite().all()
+    }
+    told = {layer.name for layer in modifier.magr_report.skipped}
+    assert {name.removesuffix(".weight_scale") for name in unset} <= told
+    assert len(modifier.magr_report.layers) == 4 + 4 * 3
+    assert {name for name in told if not is_starved(name)} == set()
+
+
+class Report(NamedTuple):
+    """threads: where it was told of. what: happened there. holds: asserts what we do, on a tiny model."""
+
+    threads: str
+    what: str
+    holds: Callable[[str], None]
+
+
+REPORTS = [
+    Report(
+        "GPTQModel #253", "a checkpoint in several files was not saved, or answered wrongly", shards_are_saved
+    ),
+    Report(
+        "GPTQModel #1680, #2235", "experts that few tokens reached were not quantized", starved_with_fallback
+    ),
+    Report(
+        "GPTQModel #1376, AutoGPTQ #736",
+        "a layer that no token reached ended the run",
+        starved_without_fallback,
+    ),
+    Report(
+        "AutoGPTQ #572, #708",
+        "the Cholesky factor of too uniform texts ended the run",
+        one_token_over_and_over,
+    ),
+    Report("GPTQModel #328", "192 inputs in groups of 128 could not be loaded", odd_last_groups),
+    Report("AutoGPTQ #306", "the loss was NaN with batches of more than one row", batches_of_unequal_rows),
+    Report("vLLM #26092", "zero points were read as another format's", formats_are_what_the_config_says),
+    Report("optimum #1360", "a model that transformers had saved could not be loaded", saved_by_transformers),
+    Report("llm-compressor #2805", "an order was written that the runtime refused", no_order_of_magrs_own),
+    Report(
+        "compressed-tensors #447",
+        "groups that don't divide a row failed at the end",
+        groups_that_do_not_divide,
+    ),
+    Report(
+        "llm-compressor #2952", "154 of 154 layers were rounded to nearest, unnoticed", all_rounded_to_nearest
+    ),
+    Report("llm-compressor #2826", "experts without a token got scales of NaN", scales_of_starved_experts),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_tiny_model("llama", tmp_path_factory.mktemp("reports") / "model"))
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: f"{report.threads}: {report.what}")
+def test_what_was_reported_in_public_does_not_happen_or_is_told(
+    report: Report, model: str, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with magr_gptq.enabled():
+        report.holds(model)
