@@ -12,7 +12,15 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from magr_gptq.app.cli.options import AllowPickle, EngineName, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.cli.options import (
+    AllowPickle,
+    EngineName,
+    PositiveScales,
+    Samples,
+    Seed,
+    SeqLen,
+    TrustRemoteCode,
+)
 from magr_gptq.app.console import (
     STRICT,
     console,
@@ -23,7 +31,13 @@ from magr_gptq.app.console import (
 )
 from magr_gptq.app.inputs import find_model
 from magr_gptq.app.quantizing.card import model_card
-from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, LOADING, find_engine
+from magr_gptq.app.quantizing.engines import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    find_engine,
+    loading,
+    require_able,
+)
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
 from magr_gptq.app.quantizing.worker import Worker
@@ -32,6 +46,8 @@ from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 
 BITS = (2, 3, 4, 8)
+# settings whose options have other names
+OPTION_OF = {"mirror": "--positive-scales"}
 LOG, RECORD, CARD = "quantize.log", "magr.json", "README.md"
 
 
@@ -78,6 +94,7 @@ def quantize(
     search: Annotated[
         bool | None, typer.Option(help="Let every row choose its penalty and step; the default.")
     ] = None,
+    positive_scales: PositiveScales = False,
     sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
     desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
     samples: Samples = 128,
@@ -92,17 +109,20 @@ def quantize(
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
         find_engine(engine)
+        how = "gptq" if rounding is Rounding.gptq else "nearest"
+        require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
         check_grid(bits, group_size)
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
             calibration=str(find_source(calibration)),
-            engine=engine, rounding="gptq" if rounding is Rounding.gptq else "nearest",
+            engine=engine, rounding=how,
             bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
             samples=samples, seqlen=seqlen, seed=seed,
             magr=magr_settings(
                 magr, preset=preset.value if preset else None,
                 alpha=alpha, beta=beta, refine=refine, search=search,
+                mirror=False if positive_scales else None,
             ),
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
@@ -117,7 +137,7 @@ def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
     given = {name: value for name, value in options.items() if value is not None}
     if not magr:
         if given:
-            names = ", ".join(f"--{name}" for name in given)
+            names = ", ".join(OPTION_OF.get(name, f"--{name}") for name in given)
             raise InputError(
                 f"--no-magr switches MagR off, and {names} would set it; leave out one or the other"
             )
@@ -181,9 +201,8 @@ def show(job: Job, outcome: Outcome) -> None:
         soft_wrap=True,
     )
     console.print("\nLoad it anywhere, without magr_gptq:")
-    console.print(
-        escape(LOADING[ENGINES[job.engine].loader].format(out=job.out)), style="cyan", soft_wrap=True
-    )
+    code = loading(job.engine, ENGINES[job.engine].loader, job.out)
+    console.print(escape(code), style="cyan", soft_wrap=True)
     if outcome.warning:
         show_warning(f"Not as intended: {outcome.warning}. More calibration text may help; see {RECORD}.")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from magr_gptq.app.quantizing.engines import ENGINES, LOADING
+from magr_gptq.app.quantizing.engines import ENGINES, loading
 from magr_gptq.app.quantizing.job import Job, Outcome
 
 CITATION = """\
@@ -88,7 +88,7 @@ def _shrinkage(layer: dict[str, Any]) -> float:
 
 def _loading(job: Job) -> Iterator[str]:
     for loader in ENGINES[job.engine].loaders:
-        yield f"```python\n{LOADING[loader].format(out=Path(job.out).name)}\n```"
+        yield f"```python\n{loading(job.engine, loader, Path(job.out).name)}\n```"
 
 
 def _name(source: str) -> str:

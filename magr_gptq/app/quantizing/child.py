@@ -78,7 +78,7 @@ def _quantize(job: Job, config: Any, windows: list[list[int]], tell: Tell) -> tu
 
 
 def _outcome(job: Job, seconds: float, seqlen: int, report: RunReport) -> Outcome:
-    names = ("torch", "transformers", ENGINES[job.engine].distribution, "magr-gptq")
+    names = ("torch", "transformers", *ENGINES[job.engine].distributions, "magr-gptq")
     return Outcome(
         seconds, seqlen, {name: version(name) for name in names},
         summary=None if job.magr is None else report.summary(), warning=report.warning(),
