@@ -40,6 +40,7 @@ from magr_gptq.app.quantizing.engines import (
 )
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
+from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import find_source
 from magr_gptq.config import MagRConfig
@@ -100,6 +101,13 @@ def quantize(
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            help="Load the result and compare its predictions with the file's weights; the default "
+            "for small models. Large ones are loaded alone."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit status 3 where over 10 % of the layers weren't reduced.")
     ] = False,
@@ -112,6 +120,8 @@ def quantize(
         how = "gptq" if rounding is Rounding.gptq else "nearest"
         require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
         check_grid(bits, group_size)
+        if verify and trust_remote_code:
+            raise InputError("--verify runs no code of a model; leave out --verify or --trust-remote-code")
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
@@ -126,8 +136,9 @@ def quantize(
             ),
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
-        outcome = run(job)
+        outcome = run(job, verify)
         show(job, outcome)
+        require_loader([Loaded(**found) for found in outcome.loaded], job.out)
         if strict and outcome.warning:
             raise typer.Exit(STRICT)
 
@@ -157,8 +168,11 @@ def check_grid(bits: int, group_size: int) -> None:
         raise InputError(f"--group-size {group_size}: give a positive number, or -1 for the whole row")
 
 
-def run(job: Job) -> Outcome:
-    """Do the job under a progress bar; the output folder appears with everything in it, or not at all."""
+def run(job: Job, verify: bool | None) -> Outcome:
+    """Do the job under a progress bar; the output folder appears with everything in it, or not at all.
+
+    verify: see `try_loaders`.
+    """
     out = Path(job.out)
     for folder in leftovers(out):
         console.print(
@@ -168,7 +182,7 @@ def run(job: Job) -> Outcome:
     log = out.with_name(f"{out.name}.{LOG}")
     with output_folder(out) as folder:
         try:
-            outcome = _run_under_bar(replace(job, out=str(folder)), log)
+            outcome = _run_under_bar(replace(job, out=str(folder)), verify, log)
         except (InputError, KeyboardInterrupt):
             log.unlink(missing_ok=True)
             raise
@@ -179,11 +193,16 @@ def run(job: Job) -> Outcome:
     return outcome
 
 
-def _run_under_bar(job: Job, log: Path) -> Outcome:
+def _run_under_bar(job: Job, verify: bool | None, log: Path) -> Outcome:
     log.write_text("")
-    with progress_bars() as bars, Worker(log) as worker:
+    with progress_bars() as bars:
         bar = bars.add_task("starting", total=None)
-        return worker.quantize(job, partial(show_event, bars, bar, ""))
+        listen = partial(show_event, bars, bar, "")
+        # it ends, and frees its memory, before loaders are tried
+        with Worker(log) as worker:
+            outcome = worker.quantize(job, listen)
+        loaded = try_loaders(job, verify, log, listen)
+        return replace(outcome, loaded=[asdict(found) for found in loaded])
 
 
 def show(job: Job, outcome: Outcome) -> None:
@@ -200,6 +219,8 @@ def show(job: Job, outcome: Outcome) -> None:
         f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",
         soft_wrap=True,
     )
+    for found in (Loaded(**found) for found in outcome.loaded):
+        console.print(f"{found.loader}: {escape(found.says)}", soft_wrap=True)
     console.print("\nLoad it anywhere, without magr_gptq:")
     code = loading(job.engine, ENGINES[job.engine].loader, job.out)
     console.print(escape(code), style="cyan", soft_wrap=True)

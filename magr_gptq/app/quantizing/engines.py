@@ -19,7 +19,8 @@ class Engine:
 
     toolkit: its name in `magr_gptq.toolkits`, and its distribution's extra without hyphens.
     module: has `quantize(job, config, windows, batch_size, progress)`, as `by_gptqmodel` has it.
-    loaders: what loads the checkpoints, of `LOADING` and of `magr_score`; the first one scores them.
+    loaders: what may load the checkpoints, of `LOADING` and of `magr_score`; the first one must, and scores
+        them. See `verifying` for whether they do.
     least_tokens: the toolkit leaves out calibration windows that are shorter.
     kernels: what transformers needs, to load the checkpoints.
     plain_nearest: whether it rounds to nearest without MagR, too. desc_act: whether it can save an order.
@@ -60,7 +61,7 @@ ENGINES = {
     "gptqmodel": Engine(
         toolkit="gptqmodel",
         module="magr_gptq.app.quantizing.by_gptqmodel",
-        loaders=("gptqmodel", "transformers", "auto-gptq"),
+        loaders=("gptqmodel", "transformers"),
         least_tokens=11,
         plain_nearest=True,
     ),

@@ -50,6 +50,7 @@ class Outcome:
     seconds: in the toolkit's quantize().   seqlen: tokens a window, after the model's limit.
     summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
     layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
+    loaded: what each loader made of the checkpoint, see `Loaded`; empty where none was tried.
     """
 
     seconds: float
@@ -59,3 +60,4 @@ class Outcome:
     warning: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    loaded: list[dict[str, Any]] = field(default_factory=list)
