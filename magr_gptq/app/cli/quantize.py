@@ -14,7 +14,6 @@ from rich.markup import escape
 
 from magr_gptq.app.cli.options import (
     AllowPickle,
-    EngineName,
     PositiveScales,
     Samples,
     Seed,
@@ -40,6 +39,7 @@ from magr_gptq.app.quantizing.engines import (
 )
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
+from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_road
 from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import find_source
@@ -79,7 +79,14 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
-    engine: EngineName = DEFAULT_ENGINE,
+    engine: Annotated[
+        str | None,
+        typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}; {DEFAULT_ENGINE} if left out."),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--for", help=f"What will run the result: {', '.join(RUNTIMES)}.", show_default=False),
+    ] = None,
     rounding: Annotated[
         Rounding, typer.Option("--rounding", "--method", help="GPTQ, or to nearest, also known as rtn.")
     ] = Rounding.gptq,
@@ -116,17 +123,21 @@ def quantize(
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
+        check_grid(bits, group_size)
+        if runtime is not None:
+            asked = Asked(engine, bits, group_size, sym, desc_act)
+            engine, positive_scales = apply_runtime(runtime, asked, magr, positive_scales)
+        engine = engine or DEFAULT_ENGINE
         find_engine(engine)
         how = "gptq" if rounding is Rounding.gptq else "nearest"
         require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
-        check_grid(bits, group_size)
         if verify and trust_remote_code:
             raise InputError("--verify runs no code of a model; leave out --verify or --trust-remote-code")
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
             calibration=str(find_source(calibration)),
-            engine=engine, rounding=how,
+            engine=engine, runtime=runtime, rounding=how,
             bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
             samples=samples, seqlen=seqlen, seed=seed,
             magr=magr_settings(
@@ -141,6 +152,15 @@ def quantize(
         require_loader([Loaded(**found) for found in outcome.loaded], job.out)
         if strict and outcome.warning:
             raise typer.Exit(STRICT)
+
+
+def apply_runtime(runtime: str, asked: Asked, magr: bool, positive_scales: bool) -> tuple[str, bool]:
+    """The engine for a runtime, and whether scales must be positive; both are told."""
+    road = choose_road(runtime, asked)
+    positive = positive_scales or (magr and RUNTIMES[runtime].positive)
+    sign = ", positive scales" if positive else ""
+    console.print(f"For {runtime}: {asked.bits} bits by {road.engine}{sign} ({RUNTIMES[runtime].seen})")
+    return road.engine, positive
 
 
 def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:

@@ -63,6 +63,8 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     yield f"- Symmetric: {_yes(job.sym)}; desc_act: {_yes(job.desc_act)}"
     yield f"- MagR: {magr}"
     yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
+    if job.runtime:
+        yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())
 
 

@@ -12,6 +12,7 @@ class Job:
 
     model: folder or hub id. out: folder, absent or empty. calibration: see `magr_gptq.app.text`.
     engine: of `magr_gptq.app.quantizing.engines`. rounding: "gptq" or "nearest".
+    runtime: what it is made for, of `magr_gptq.app.quantizing.runtimes`.
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
@@ -22,6 +23,7 @@ class Job:
     out: str
     calibration: str
     engine: str = "gptqmodel"
+    runtime: str | None = None
     rounding: str = "gptq"
     bits: int = 4
     group_size: int = 128
