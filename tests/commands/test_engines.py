@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from bad_models import save_tiny
 from command_line import PROSE, call, shared
 from safetensors.torch import load_file
 from tiny import save_tiny_model
@@ -122,6 +123,17 @@ def test_an_order_of_columns_is_saved_or_refused(engine: str, model: str, worker
     (file,) = Path("out").glob("*.safetensors")
     orders = [tensor for name, tensor in load_file(file).items() if name.endswith("g_idx")]
     assert any((order.diff() < 0).any() for order in orders)
+
+
+@pytest.mark.skipif("gptqmodel" not in HERE, reason="needs GPTQModel")
+def test_a_config_that_a_toolkit_spoils_is_found_before_the_work(tmp_path, worker: Worker) -> None:
+    # GPTQModel 7.6 adds flat rope keys to Gemma 3's config
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gemma = save_tiny("gemma3_text", tmp_path / "gemma", **sizes, num_key_value_heads=1, head_dim=32)
+    code, output = quantize(gemma, "gptqmodel")
+    assert code == 2
+    assert "with gptqmodel the Gemma3TextConfig of this model cannot be saved" in output
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("engine", HERE)

@@ -13,6 +13,7 @@ from auto_gptq.modeling.auto import GPTQ_CAUSAL_LM_MODEL_MAP
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import InputsSeen, full_report, quantized_layers, refuse_shared
 from magr_gptq.app.quantizing.progress import StartsHeard
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.report import RunReport
 
@@ -32,6 +33,7 @@ def quantize(
     model = AutoGPTQForCausalLM.from_pretrained(
         job.model, _quantize_config(job), torch_dtype=dtype, trust_remote_code=job.trust_remote_code
     )
+    require_savable(model.model.config, job.engine)
     if job.magr is not None:
         refuse_shared(model.model)
     rows = [{"input_ids": window, "attention_mask": [1] * len(window)} for window in windows]

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report, fused_experts, refuse_shared
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
 from magr_gptq.toolkits.report import RunReport
@@ -32,6 +33,7 @@ def quantize(
     model: Any = AutoModelForCausalLM.from_pretrained(
         job.model, dtype=dtype, trust_remote_code=job.trust_remote_code
     )
+    require_savable(model.config, job.engine)
     _refuse_tails(model, job.group_size)
     if job.magr is not None:
         refuse_shared(model)

@@ -19,6 +19,7 @@ from magr_gptq.app.quantizing.layers import (
     refuse_shared,
 )
 from magr_gptq.app.quantizing.progress import StartsHeard
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.toolkits.report import RunReport
 
 UNREACHED = "no calibration token reached it, so the toolkit rounded it to nearest"
@@ -30,6 +31,7 @@ def quantize(
 ) -> tuple[float, RunReport]:
     """Load, quantize on the windows, save; the seconds of quantize_model() and what became of every layer."""
     model = AutoModelForCausalLM.from_pretrained(job.model, **how_loaded(job, config))
+    require_savable(model.config, job.engine)
     if job.magr is not None:
         refuse_shared(model)
     quantizer = GPTQQuantizer(**settings(job, windows, batch_size))

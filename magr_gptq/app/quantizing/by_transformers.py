@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPTQConfig
 from magr_gptq.app.quantizing.by_optimum import STARTS, how_loaded, report, save, settings
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.progress import StartsHeard
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.toolkits.report import RunReport
 
 
@@ -18,6 +19,7 @@ def quantize(
     job: Job, config: Any, windows: list[list[int]], batch_size: int, progress: Callable[[int], None]
 ) -> tuple[float, RunReport]:
     """Quantize on the windows and save; the seconds with loading, and what became of every layer."""
+    require_savable(config, job.engine)
     quantization = GPTQConfig(**settings(job, windows, batch_size))
     start = time.perf_counter()
     with StartsHeard(*STARTS, progress):
