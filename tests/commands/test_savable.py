@@ -9,7 +9,7 @@ from magr_gptq.errors import InputError
 
 
 class Spoilt:
-    def save_pretrained(self, folder: str) -> None:
+    def save_pretrained(self, _: str) -> None:
         raise AttributeError("'str' object has no attribute 'get'")
 
 

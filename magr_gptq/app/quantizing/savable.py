@@ -21,6 +21,6 @@ def require_savable(what: Any, engine: str) -> None:
         except Exception as error:
             raise InputError(
                 f"with {engine} the {type(what).__name__} of this model cannot be saved "
-                f"({type(error).__name__}: {error}), which would else show only when all layers are done; use another --engine, or "
-                f"another release of {engine}"
+                f"({type(error).__name__}: {error}), which else shows when all layers are done; "
+                f"use another --engine, or another release of {engine}"
             ) from error
