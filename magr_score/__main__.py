@@ -2,7 +2,7 @@
 
     python -I -m magr_score perplexity MODEL... TEXT.txt --engine gptqmodel
     python -I -m magr_score divergence ORIGINAL MODEL... TEXT.txt --engine gptqmodel
-    python -I -m magr_score perplexity|divergence|examine|zero-shot|weights REQUEST_JSON
+    python -I -m magr_score perplexity|divergence|examine|zero-shot|weights|verify REQUEST_JSON
 
 For people it prints one JSON line a model. A request, which starts with {, is answered by one event, as
 `magr_score.process` has it. Everything that a toolkit prints goes to stderr.
@@ -22,7 +22,7 @@ from typing import Any
 # GPTQModel compiles its kernel, for longer than most scores take; torch reads this as it is imported
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
-from magr_score import divergence, examine, perplexity, weights, zero_shot
+from magr_score import divergence, examine, perplexity, verify, weights, zero_shot
 from magr_score.errors import ScoreError
 from magr_score.loaders import LOADERS
 from magr_score.process import keep_stdout, respond, teller
@@ -36,6 +36,7 @@ OTHERS: dict[str, Callable[[Request], dict[str, Any]]] = {
     "examine": examine.examine,
     "zero-shot": zero_shot.accuracies,
     "weights": weights.save,
+    "verify": verify.verify,
 }
 
 

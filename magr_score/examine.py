@@ -76,12 +76,16 @@ def layer_errors(original: Any, quantized: Any, windows: torch.Tensor) -> dict[s
         sums[name][1] += float(wanted.square().sum())
 
     for name, module in original.named_modules():
-        # whatever has a weight matrix and became something else was quantized
-        if getattr(module, "weight", None) is not None and type(twins.get(name)) is not type(module):
+        if getattr(module, "weight", None) is not None and _is_quantized(twins.get(name), module):
             module.register_forward_hook(partial(see, name))
     for row in windows:
         original(input_ids=row[None].to(original.device), use_cache=False)
     return {name: error / energy for name, (error, energy) in sums.items() if energy}
+
+
+def _is_quantized(twin: Any, module: torch.nn.Module) -> bool:
+    """Whether a module became something else, or a layer with the scheme of compressed-tensors."""
+    return type(twin) is not type(module) or hasattr(twin, "quantization_scheme")
 
 
 def examine(request: dict[str, Any]) -> dict[str, Any]:

@@ -55,3 +55,9 @@ def examine(
 def zero_shot(tasks: list[str], log: Path, **checkpoint: str) -> dict[str, Any]:
     """What lm-eval finds; without a checkpoint, only whether it has all that it needs."""
     return ask_once([*VANILLA, "zero-shot"], {"tasks": tasks, **checkpoint}, log)
+
+
+def verify(checkpoint: str, *, engine: str, predict: bool, log: Path) -> dict[str, Any]:
+    """What `magr_score.verify` finds: tensors that a loader has from nowhere, and how far it is off."""
+    request = {"checkpoint": checkpoint, "engine": engine, "predict": predict}
+    return ask_once([*VANILLA, "verify"], request, log)

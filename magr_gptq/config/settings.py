@@ -36,7 +36,9 @@ class MagRConfig:
         "paper" is α‖w‖∞ solved by proximal gradient descent (arXiv 2406.00800).
     strength: the constant c of the derived penalty; dimensionless.
     alpha: the paper's α, for a Hessian scaled to λmax = 1; replaces the derived penalty.
-    beta: factor on the quantization step, 0 < β ≤ 1; no grid is mirrored where it is given.
+    beta: factor on the quantization step, 0 < β ≤ 1.
+    mirror: let a group take a grid's mirror image, whose step is negative. Unless given, on where groups
+        have a choice of factors; False keeps that choice, and every scale positive.
     iterations: of the preset's solver.
     search: False quantizes every row under one strength, without the choice; a list of pairs
         (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
@@ -55,6 +57,7 @@ class MagRConfig:
     strength: float | None = None
     alpha: float | None = None
     beta: float | None = None
+    mirror: bool | None = None
     iterations: int | None = None
     search: bool | tuple[tuple[float, float], ...] | None = None
     refine: int | None = None
@@ -80,7 +83,7 @@ class MagRConfig:
             )
         if self.refine is not None and not (type(self.refine) is int and self.refine >= 0):
             raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
-        for name in ("gain", "shrink", "reorder"):
+        for name in ("mirror", "gain", "shrink", "reorder"):
             if getattr(self, name) not in (None, True, False):
                 raise ValueError(f"magr: {name}={getattr(self, name)!r} must be True or False")
         object.__setattr__(self, "search", _parse_search(self.search, self))
@@ -164,8 +167,9 @@ class MagRConfig:
 
     def _candidates(self, bits: int, group_size: int) -> tuple[Candidate, ...]:
         if isinstance(self.search, tuple):
-            return (Candidate.PLAIN, *(Candidate(Derived(c), (beta,)) for c, beta in self.search))
-        factors = self._factors(bits, group_size)
+            listed = (Candidate(Derived(c), self._signed((beta,))) for c, beta in self.search)
+            return (Candidate.PLAIN, *listed)
+        factors = self._signed(self.betas(bits, group_size))
         penalty = self.penalty(group_size)
         if not (self.preset == "default" if self.search is None else self.search):
             return (Candidate(penalty, factors),)
@@ -173,10 +177,10 @@ class MagRConfig:
         penalties = (penalty,) if given else tuple(map(Derived, STRENGTHS))
         return (Candidate.PLAIN, *(Candidate(penalty, factors) for penalty in penalties))
 
-    def _factors(self, bits: int, group_size: int) -> tuple[float, ...]:
-        betas = self.betas(bits, group_size)
-        mirrored = () if len(betas) == 1 else tuple(-beta for beta in betas)
-        return (*betas, *mirrored)
+    def _signed(self, betas: tuple[float, ...]) -> tuple[float, ...]:
+        """The factors of the grids, those of their mirror images last."""
+        mirror = len(betas) > 1 if self.mirror is None else self.mirror
+        return (*betas, *(-beta for beta in betas)) if mirror else betas
 
     def with_beta(self, beta: float) -> MagRConfig:
         """The same with one factor on the step, where none was given."""

@@ -89,13 +89,14 @@ def test_an_engine_is_one_entry_of_one_table(name: str) -> None:
 
 
 def test_loading_is_shown_for_toolkits_that_can() -> None:
-    card = model_card(JOB, OUTCOME)
-    for snippet in (
-        "model = GPTQModel.load('out')",
-        "model = AutoModelForCausalLM.from_pretrained('out'",
-        "model = AutoGPTQForCausalLM.from_quantized('out')",
-    ):
-        assert snippet in card
+    tried = [{"loader": name} for name in ENGINES["gptqmodel"].loaders]
+    card = model_card(JOB, replace(OUTCOME, loaded=tried))
+    own, other = "model = GPTQModel.load('out')", "model = AutoModelForCausalLM.from_pretrained('out'"
+    assert own in card
+    assert other in card
+    untried = model_card(JOB, OUTCOME)
+    assert own in untried
+    assert other not in untried
     versions = {"auto-gptq": "0.7.1"}
     other = model_card(replace(JOB, engine="auto-gptq"), replace(OUTCOME, versions=versions))
     assert "from_quantized('out')" in other

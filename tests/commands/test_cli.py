@@ -52,6 +52,7 @@ def worker(_started, monkeypatch) -> Worker:
 REFUSED = {
     "no-magr and alpha": (["--no-magr", "--alpha", "0.1"], "--no-magr switches MagR off, and --alpha would"),
     "no-magr and preset": (["--no-magr", "--preset", "paper"], "and --preset would"),
+    "no-magr and positive scales": (["--no-magr", "--positive-scales"], "and --positive-scales would"),
     "beta": (["--beta", "1.5"], "beta=1.5 must lie in (0, 1]"),
     "alpha": (["--alpha", "-1"], "alpha=-1.0 must be a finite number above 0"),
     "bits": (["--bits", "5"], "--bits 5"),

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_models import save_tiny
+from command_line import PROSE
+from command_line import call as command
 from safetensors.torch import load_file, save_file
 from tiny import calibration_rows, save_tiny_model
 from torch import nn
@@ -24,7 +27,6 @@ from magr_gptq.app.inspecting import hessians, views
 from magr_gptq.app.inspecting.forecast import Forecast, LayerForecast, forecast, fraction_rank
 from magr_gptq.app.text import random_windows
 
-PROSE = "It is a truth universally acknowledged, that a single man must be in want of a wife. " * 30
 NEEDS_MATPLOTLIB = pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs the extra eval")
 
 
@@ -326,6 +328,30 @@ def test_what_to_watch_for_is_said(capsys) -> None:
     output = " ".join(capsys.readouterr().out.split())
     assert "mean predicted loss 50 % without MagR, 33 % with it; lower in 2 of 3 layers" in output
     assert "hard 50 2 50 50→50" in output
+
+
+def test_layers_left_out_for_the_same_reason_are_told_in_one_line() -> None:
+    layers = [made_up(f"model.{number}.up", skipped="fused") for number in range(3)]
+    assert list(views.left_out(layers)) == ["3 layers, such as model.0.up, were left out: fused"]
+
+
+@pytest.mark.skipif(find_spec("gptqmodel") is None, reason="needs GPTQModel")
+def test_inspect_counts_the_experts_that_quantize_does(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prose.txt").write_text(PROSE)
+    folder = save_tiny(
+        "qwen3_moe", tmp_path / "mixture", hidden_size=64, intermediate_size=64, moe_intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, head_dim=32, num_experts=8,
+        num_experts_per_tok=8,
+    )  # fmt: skip
+    given = ["--calibration", "prose.txt", "--samples", 4, "--seqlen", 64]
+    code, output = command("inspect", folder, *given, "--bits", 3, "--json", "found.json")
+    assert code == 0, output
+    assert "48 layers, such as model.layers.0.mlp.experts.0.gate_proj, were left out" in output
+    code, output = command("quantize", folder, *given, "--group-size", 32, "--out", "out", "--no-verify")
+    assert code == 0, output
+    names = {layer["name"] for layer in json.loads(Path("found.json").read_text())["layers"]}
+    assert names == {layer["name"] for layer in json.loads(Path("out", "magr.json").read_text())["layers"]}
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def command(model: Path, *more: object) -> subprocess.Popen[str]:
         "prose.txt",
         "--out",
         "out",
+        "--no-verify",
         *OPTIONS,
     ]
     return subprocess.Popen(
@@ -285,5 +286,5 @@ def test_fault_of_the_quantizing_process(kind: type[Worker], message: str, model
 def test_help_names_the_safeguards() -> None:
     code, output = call("quantize", "--help")
     assert code == 0
-    for option in ("--strict", "--trust-remote-code", "--allow-pickle"):
+    for option in ("--strict", "--verify", "--for", "--trust-remote-code", "--allow-pickle"):
         assert option in output

@@ -27,7 +27,8 @@ def call(*arguments: object) -> tuple[int, str]:
 def quantize(model: object, *more: object, out: str = "out", text: str = "prose.txt") -> tuple[int, str]:
     """The command with the toolkit of this environment."""
     engine = installed()[0]
-    return call("quantize", model, "--engine", engine, "--calibration", text, "--out", out, *more)
+    given = ("--engine", engine, "--calibration", text, "--out", out, "--no-verify")
+    return call("quantize", model, *given, *more)
 
 
 def shared(worker: Worker) -> Callable[[Path], AbstractContextManager[Worker]]:

@@ -86,6 +86,16 @@ def test_what_is_given_is_not_searched() -> None:
     assert pairs(MagRConfig(search=[(0.1, 0.9)]), 2) == [PLAIN, (Derived(0.1), 0.9)]
 
 
+def test_mirrored_grids_can_be_left_out_or_asked_for() -> None:
+    betas = MagRConfig().betas(2, -1)
+    assert {tuple(factors) for _, *factors in pairs(MagRConfig(mirror=False), 2)[1:]} == {betas}
+    assert pairs(MagRConfig(mirror=True), 2) == pairs(MagRConfig(), 2)
+    assert pairs(MagRConfig(strength=0.5, beta=0.7, mirror=True), 2)[1] == (Derived(0.5), 0.7, -0.7)
+    assert pairs(MagRConfig(preset="paper", mirror=True), 2) == [(Linear(1e-3), 0.8, -0.8)]
+    assert pairs(MagRConfig(search=[(0.1, 0.9)], mirror=True), 2) == [PLAIN, (Derived(0.1), 0.9, -0.9)]
+    assert MagRConfig.parse(MagRConfig(mirror=False).to_dict()) == MagRConfig(mirror=False)
+
+
 def test_a_toolkit_can_fix_the_step() -> None:
     assert {beta for _, beta in pairs(MagRConfig().with_beta(1.0), 2)} == {1.0}
     assert {beta for _, beta in pairs(MagRConfig(search=False).with_beta(1.0), 2)} == {1.0}
@@ -136,6 +146,7 @@ BAD = [
     ({"refine": -1}, "refine=-1"),
     ({"refine": True}, "refine=True"),
     ({"gain": "yes"}, "gain='yes'"),
+    ({"mirror": "left"}, "mirror='left'"),
     ({"rounding": "rtn"}, "rounding='rtn'"),
     ({"search": []}, r"search=\[\]"),
     ({"search": [[0.1]]}, r"search=\[\[0.1\]\]"),

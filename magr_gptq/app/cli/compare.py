@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.options import EngineName
+from magr_gptq.app.cli.options import EngineName, PositiveScales
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.comparing.comparison import LOGS, Comparison, Request, owned
 from magr_gptq.app.comparing.methods import METHODS, job_fields
@@ -24,7 +24,7 @@ from magr_gptq.app.console import (
     make_folder,
 )
 from magr_gptq.app.inputs import find_model, local_folder
-from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, find_engine
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, find_engine, require_able
 from magr_gptq.errors import InputError
 
 BITS, GROUP_SIZES, DEFAULT_METHODS = (4, 3, 2), (128,), ("gptq", "magr")
@@ -59,6 +59,7 @@ def compare(
     sym: Annotated[
         bool | None, typer.Option(help="Symmetric grid, without zero points; the default.")
     ] = None,
+    positive_scales: PositiveScales = False,
     samples: Annotated[int | None, typer.Option(min=1, help="Calibration windows, 128 if left out.")] = None,
     seqlen: Annotated[
         int | None, typer.Option(min=16, help="Tokens a window, up to the model's limit; 2048 if left out.")
@@ -90,6 +91,9 @@ def compare(
         )
         base |= {name: value for name, value in given.items() if value is not None}
         base["grids"] = _choose_grids(base.pop("grids", None), lists)
+        for method in dict.fromkeys(grid.method for grid in base["grids"]):
+            asked = job_fields(method)
+            require_able(engine, rounding=asked["rounding"], magr=asked["magr"] is not None)
         if recipe and (calibration or evaluate):
             base["evaluate"] = _texts(calibration, evaluate)
         if tasks is not None:
@@ -97,6 +101,7 @@ def compare(
         request = Request(
             **base,
             engine=engine,
+            positive_scales=positive_scales,
             seeds=seeds,
             command=_command(context),
             folder=str(local_folder(base["model"])),

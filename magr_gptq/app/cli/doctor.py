@@ -7,6 +7,7 @@ import typer
 from rich.markup import escape
 
 from magr_gptq.app.console import console, output_hidden
+from magr_gptq.app.quantizing.runtimes import RUNTIMES
 from magr_gptq.toolkits import TOOLKITS, SeamError, enabled, installed
 
 
@@ -14,6 +15,7 @@ def doctor() -> None:
     """Show the installed toolkits, what enable() would change in them, torch and the GPU."""
     console.print(f"torch {torch.__version__}, {_gpu()}")
     usable = [show_toolkit(name) for name in TOOLKITS]
+    show_runtimes()
     if not any(usable):
         console.print(
             "\n[bold red]No toolkit is usable.[/] pip install 'magr-gptq\\[gptqmodel]', "
@@ -46,6 +48,15 @@ def show_toolkit(name: str) -> bool:
     for symbol in symbols:
         console.print(f"    {escape(symbol)}")
     return True
+
+
+def show_runtimes() -> None:
+    """Print what each runtime loads, for `quantize --for`."""
+    console.print("\n[bold]quantize --for RUNTIME[/]")
+    for name, runtime in RUNTIMES.items():
+        loads = "; ".join(map(str, runtime.roads)) or f"nothing: {runtime.remedy}"
+        sign = ", positive scales only" if runtime.positive else ""
+        console.print(f"  {name}: {escape(loads)}{sign} ({runtime.seen})", soft_wrap=True)
 
 
 def _gpu() -> str:

@@ -23,6 +23,10 @@ from magr_gptq.app.text import find_source
 from magr_gptq.errors import InputError
 
 TOKENS_AT_ONCE = 2048
+FUSED = (
+    "an expert of several in one weight, whose input is not seen here; gptqmodel and llm-compressor take it "
+    "apart, and quantize it"
+)
 
 
 def inspect(
@@ -137,7 +141,9 @@ def forecast_model(
     for name in layers.keys() - found.keys():
         shape = tuple(hessians.matrix_of(layers[name]).shape)
         found[name] = LayerForecast(name, shape, 0, skipped="no token reached it")
-    return [found[name] for name in layers]
+    fused = hessians.fused_experts(model).items()
+    experts = [LayerForecast(name, shape, 0, skipped=FUSED) for name, shape in fused]
+    return [found[name] for name in layers] + experts
 
 
 def require_finite(tensors: dict[str, torch.Tensor]) -> None:

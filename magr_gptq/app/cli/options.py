@@ -17,4 +17,10 @@ TrustRemoteCode = Annotated[
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load pickled weights, which can run code, too.")
 ]
+PositiveScales = Annotated[
+    bool,
+    typer.Option(
+        "--positive-scales", help="Leave out mirrored grids, for readers that take no negative scale."
+    ),
+]
 EngineName = Annotated[str, typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}.")]

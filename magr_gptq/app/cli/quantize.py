@@ -12,7 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from magr_gptq.app.cli.options import AllowPickle, EngineName, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.cli.options import (
+    AllowPickle,
+    PositiveScales,
+    Samples,
+    Seed,
+    SeqLen,
+    TrustRemoteCode,
+)
 from magr_gptq.app.console import (
     STRICT,
     console,
@@ -23,15 +30,25 @@ from magr_gptq.app.console import (
 )
 from magr_gptq.app.inputs import find_model
 from magr_gptq.app.quantizing.card import model_card
-from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, ENGINES, LOADING, find_engine
+from magr_gptq.app.quantizing.engines import (
+    DEFAULT_ENGINE,
+    ENGINES,
+    find_engine,
+    loading,
+    require_able,
+)
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
+from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_road
+from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import find_source
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 
 BITS = (2, 3, 4, 8)
+# settings whose options have other names
+OPTION_OF = {"mirror": "--positive-scales"}
 LOG, RECORD, CARD = "quantize.log", "magr.json", "README.md"
 
 
@@ -62,7 +79,14 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
-    engine: EngineName = DEFAULT_ENGINE,
+    engine: Annotated[
+        str | None,
+        typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}; {DEFAULT_ENGINE} if left out."),
+    ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option("--for", help=f"What will run the result: {', '.join(RUNTIMES)}.", show_default=False),
+    ] = None,
     rounding: Annotated[
         Rounding, typer.Option("--rounding", "--method", help="GPTQ, or to nearest, also known as rtn.")
     ] = Rounding.gptq,
@@ -78,11 +102,19 @@ def quantize(
     search: Annotated[
         bool | None, typer.Option(help="Let every row choose its penalty and step; the default.")
     ] = None,
+    positive_scales: PositiveScales = False,
     sym: Annotated[bool, typer.Option(help="Symmetric grid, without zero points.")] = True,
     desc_act: Annotated[bool, typer.Option(help="Round columns in order of activation size.")] = False,
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            help="Load the result and compare its predictions with the file's weights; the default "
+            "for small models. Large ones are loaded alone."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit status 3 where over 10 % of the layers weren't reduced.")
     ] = False,
@@ -91,25 +123,44 @@ def quantize(
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
-        find_engine(engine)
         check_grid(bits, group_size)
+        if runtime is not None:
+            asked = Asked(engine, bits, group_size, sym, desc_act)
+            engine, positive_scales = apply_runtime(runtime, asked, magr, positive_scales)
+        engine = engine or DEFAULT_ENGINE
+        find_engine(engine)
+        how = "gptq" if rounding is Rounding.gptq else "nearest"
+        require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
+        if verify and trust_remote_code:
+            raise InputError("--verify runs no code of a model; leave out --verify or --trust-remote-code")
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
             calibration=str(find_source(calibration)),
-            engine=engine, rounding="gptq" if rounding is Rounding.gptq else "nearest",
+            engine=engine, runtime=runtime, rounding=how,
             bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
             samples=samples, seqlen=seqlen, seed=seed,
             magr=magr_settings(
                 magr, preset=preset.value if preset else None,
                 alpha=alpha, beta=beta, refine=refine, search=search,
+                mirror=False if positive_scales else None,
             ),
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
         )  # fmt: skip
-        outcome = run(job)
+        outcome = run(job, verify)
         show(job, outcome)
+        require_loader([Loaded(**found) for found in outcome.loaded], job.out)
         if strict and outcome.warning:
             raise typer.Exit(STRICT)
+
+
+def apply_runtime(runtime: str, asked: Asked, magr: bool, positive_scales: bool) -> tuple[str, bool]:
+    """The engine for a runtime, and whether scales must be positive; both are told."""
+    road = choose_road(runtime, asked)
+    positive = positive_scales or (magr and RUNTIMES[runtime].positive)
+    sign = ", positive scales" if positive else ""
+    console.print(f"For {runtime}: {asked.bits} bits by {road.engine}{sign} ({RUNTIMES[runtime].seen})")
+    return road.engine, positive
 
 
 def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
@@ -117,7 +168,7 @@ def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
     given = {name: value for name, value in options.items() if value is not None}
     if not magr:
         if given:
-            names = ", ".join(f"--{name}" for name in given)
+            names = ", ".join(OPTION_OF.get(name, f"--{name}") for name in given)
             raise InputError(
                 f"--no-magr switches MagR off, and {names} would set it; leave out one or the other"
             )
@@ -137,8 +188,11 @@ def check_grid(bits: int, group_size: int) -> None:
         raise InputError(f"--group-size {group_size}: give a positive number, or -1 for the whole row")
 
 
-def run(job: Job) -> Outcome:
-    """Do the job under a progress bar; the output folder appears with everything in it, or not at all."""
+def run(job: Job, verify: bool | None) -> Outcome:
+    """Do the job under a progress bar; the output folder appears with everything in it, or not at all.
+
+    verify: see `try_loaders`.
+    """
     out = Path(job.out)
     for folder in leftovers(out):
         console.print(
@@ -148,7 +202,7 @@ def run(job: Job) -> Outcome:
     log = out.with_name(f"{out.name}.{LOG}")
     with output_folder(out) as folder:
         try:
-            outcome = _run_under_bar(replace(job, out=str(folder)), log)
+            outcome = _run_under_bar(replace(job, out=str(folder)), verify, log)
         except (InputError, KeyboardInterrupt):
             log.unlink(missing_ok=True)
             raise
@@ -159,11 +213,16 @@ def run(job: Job) -> Outcome:
     return outcome
 
 
-def _run_under_bar(job: Job, log: Path) -> Outcome:
+def _run_under_bar(job: Job, verify: bool | None, log: Path) -> Outcome:
     log.write_text("")
-    with progress_bars() as bars, Worker(log) as worker:
+    with progress_bars() as bars:
         bar = bars.add_task("starting", total=None)
-        return worker.quantize(job, partial(show_event, bars, bar, ""))
+        listen = partial(show_event, bars, bar, "")
+        # it ends, and frees its memory, before loaders are tried
+        with Worker(log) as worker:
+            outcome = worker.quantize(job, listen)
+        loaded = try_loaders(job, verify, log, listen)
+        return replace(outcome, loaded=[asdict(found) for found in loaded])
 
 
 def show(job: Job, outcome: Outcome) -> None:
@@ -180,10 +239,11 @@ def show(job: Job, outcome: Outcome) -> None:
         f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",
         soft_wrap=True,
     )
+    for found in (Loaded(**found) for found in outcome.loaded):
+        console.print(f"{found.loader}: {escape(found.says)}", soft_wrap=True)
     console.print("\nLoad it anywhere, without magr_gptq:")
-    console.print(
-        escape(LOADING[ENGINES[job.engine].loader].format(out=job.out)), style="cyan", soft_wrap=True
-    )
+    code = loading(job.engine, ENGINES[job.engine].loader, job.out)
+    console.print(escape(code), style="cyan", soft_wrap=True)
     if outcome.warning:
         show_warning(f"Not as intended: {outcome.warning}. More calibration text may help; see {RECORD}.")
 

@@ -37,6 +37,7 @@ class Request:
     command: str
     engine: str = DEFAULT_ENGINE
     sym: bool = True
+    positive_scales: bool = False
     samples: int = 128
     seqlen: int = 2048
     limit: int | None = None
@@ -67,7 +68,7 @@ class Comparison:
                 name: [names[text] for text in found]
                 for name, found in zip(calibrations, request.evaluate.values(), strict=True)
             },
-            tasks=list(request.tasks),
+            tasks=list(request.tasks), positive_scales=request.positive_scales,
         )  # fmt: skip
 
     def remaining(self, force: bool) -> list[Cell]:
@@ -124,9 +125,12 @@ class Comparison:
             f"tokens without overlap, SHA-256 {text.sha256[:12]}"
             for name, text in plan.texts.items()
         ]
+        grid = f"{'symmetric' if request.sym else 'asymmetric'} grid"
+        if request.positive_scales:
+            grid += ", positive scales"
         found = {
             "recipe": request.title or "",
-            "engine": f"{request.engine}, {'symmetric' if request.sym else 'asymmetric'} grid",
+            "engine": f"{request.engine}, {grid}",
             "calibration": f"{request.samples} random windows of up to {request.seqlen:,} tokens of "
                            f"{' and '.join(plan.calibrations)}",
             "calibration seeds": ", ".join(map(str, range(request.seeds))),

@@ -47,7 +47,7 @@ def _job(cell: Cell, plan: Plan, out: Path) -> Job:
     return Job(
         model=plan.model, out=str(out), calibration=plan.calibrations[cell.calibration], engine=plan.engine,
         bits=cell.bits, group_size=cell.group_size, sym=plan.sym, samples=plan.samples, seqlen=plan.seqlen,
-        seed=cell.seed, **job_fields(cell.method),
+        seed=cell.seed, **job_fields(cell.method, plan.positive_scales),
     )  # fmt: skip
 
 

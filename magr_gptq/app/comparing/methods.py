@@ -29,8 +29,11 @@ METHODS = {
 }
 
 
-def job_fields(name: str) -> dict[str, Any]:
+def job_fields(name: str, positive_scales: bool = False) -> dict[str, Any]:
     """The fields of `Job` in which the methods differ.
+
+    Args:
+        positive_scales: leave out mirrored grids, see `MagRConfig`.
 
     Raises:
         InputError: the method is not known.
@@ -38,4 +41,7 @@ def job_fields(name: str) -> dict[str, Any]:
     method = METHODS.get(name)
     if method is None:
         raise InputError(f"--methods {name}: the methods are {', '.join(METHODS)}")
-    return {"magr": method.magr, "rounding": method.rounding}
+    magr = method.magr
+    if magr is not None and positive_scales:
+        magr = {**magr, "mirror": False}
+    return {"magr": magr, "rounding": method.rounding}

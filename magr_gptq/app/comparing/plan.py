@@ -47,6 +47,7 @@ class Plan:
     texts: dict[str, Text]
     evaluate: dict[str, list[str]]
     tasks: list[str]
+    positive_scales: bool = False
 
     def texts_for(self, cell: Cell) -> dict[str, Text]:
         """What the cell is scored on."""
@@ -71,6 +72,9 @@ class Plan:
         if cell.method == UNQUANTIZED:
             return found
         made = {"engine": self.engine, "sym": self.sym, "samples": self.samples}
+        # records of earlier releases know nothing of it
+        if self.positive_scales:
+            made["positive_scales"] = True
         return {**found, **made, "calibration": self.calibrations[cell.calibration]}
 
     @classmethod

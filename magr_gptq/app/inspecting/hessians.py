@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 Linear = nn.Linear | Conv1D
 Layers = dict[str, Linear]
 
+# [experts, out, in]
+EXPERTS_NDIM = 3
 # of the Hessians that one turn of forward passes accumulates
 TURN_BYTES = 8 * 2**30
 
@@ -36,6 +38,24 @@ def linear_layers(model: PreTrainedModel) -> Layers:
         for name, module in model.named_modules()
         if isinstance(module, Linear) and module in below_head
     }
+
+
+def fused_experts(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Shapes [out, in] of the experts' layers that the model holds in one weight for all experts, by name.
+
+    The names are those of toolkits, which take the weights apart; `gate_up_proj` is two layers an expert.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, weight in model.named_parameters():
+        place, _, own = name.rpartition(".")
+        if weight.ndim != EXPERTS_NDIM or not own.endswith("proj"):
+            continue
+        parts = ("gate_proj", "up_proj") if own == "gate_up_proj" else (own,)
+        transposed = getattr(model.get_submodule(place), "is_transposed", False)
+        rows, columns = reversed(weight.shape[1:]) if transposed else weight.shape[1:]
+        for expert in range(len(weight)):
+            found |= {f"{place}.{expert}.{part}": (rows // len(parts), columns) for part in parts}
+    return found
 
 
 def matrix_of(layer: Linear) -> Tensor:

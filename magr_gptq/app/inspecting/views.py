@@ -78,17 +78,24 @@ def common_prefix(names: Sequence[str]) -> str:
 def remarks(layers: Sequence[LayerForecast]) -> Iterator[str]:
     """Where MagR would not help, which layers were left out, and where text was short."""
     for layer in layers:
-        if layer.skipped:
-            yield f"{layer.name} was left out: {layer.skipped}"
         worse = [f"{found.bits} bits" for found in layer.forecasts if not found.helps]
         if worse:
             yield f"{layer.name}: MagR would not help at {', '.join(worse)}"
+    yield from left_out(layers)
     short = sum(0 < layer.tokens < layer.shape[1] for layer in layers)
     if short:
         yield (
             f"{short} layers were given fewer tokens than they have inputs, which limits their "
             "fraction rank; give more --samples"
         )
+
+
+def left_out(layers: Sequence[LayerForecast]) -> Iterator[str]:
+    """A line for each reason, with how many layers it holds for."""
+    for reason in dict.fromkeys(layer.skipped for layer in layers if layer.skipped):
+        first, *others = (layer.name for layer in layers if layer.skipped == reason)
+        which = f"{1 + len(others)} layers, such as {first}, were" if others else f"{first} was"
+        yield f"{which} left out: {reason}"
 
 
 def percent(share: float) -> str:

@@ -17,6 +17,7 @@ from gptqmodel.quantization.config import Fallback
 
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report, quantized_layers, refuse_shared
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.report import RunReport
 
@@ -30,6 +31,8 @@ def quantize(
     on_gpu = torch.cuda.is_available()
     dtype = config.dtype if config.dtype in (torch.float16, torch.bfloat16) else torch.float16
     model = _load(job, config, dtype, on_gpu)
+    # GPTQModel 7.6 and 7.7 add keys to the config of Gemma 3 and 4 that transformers can't save
+    require_savable(model.model.config, job.engine)
     if job.magr is not None:
         refuse_shared(model.model)
     # called with layer_idx and submodule_finalized

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from magr_gptq.app.quantizing.engines import ENGINES, LOADING
+from magr_gptq.app.quantizing.engines import ENGINES, loading
 from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.app.quantizing.verifying import Loaded
 
 CITATION = """\
 @inproceedings{zhang2024magr,
@@ -28,7 +29,7 @@ def model_card(job: Job, outcome: Outcome) -> str:
         f"# {_name(job.model)}, {job.bits}-bit {_method(job)}",
         "\n".join(_settings(job, outcome)),
         "## Layers\n\n" + "\n".join(_layers(outcome)),
-        "## Loading\n\n" + "\n\n".join(_loading(job)),
+        "## Loading\n\n" + "\n\n".join(_loading(job, outcome)),
         f"## Citation\n\n```bibtex\n{CITATION}\n```" if job.magr is not None else "",
     )
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -62,6 +63,8 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     yield f"- Symmetric: {_yes(job.sym)}; desc_act: {_yes(job.desc_act)}"
     yield f"- MagR: {magr}"
     yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
+    if job.runtime:
+        yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())
 
 
@@ -86,9 +89,15 @@ def _shrinkage(layer: dict[str, Any]) -> float:
     return float(layer["largest_after"] / before) if before else 1.0
 
 
-def _loading(job: Job) -> Iterator[str]:
-    for loader in ENGINES[job.engine].loaders:
-        yield f"```python\n{LOADING[loader].format(out=Path(job.out).name)}\n```"
+def _loading(job: Job, outcome: Outcome) -> Iterator[str]:
+    tried = [Loaded(**found) for found in outcome.loaded]
+    if tried:
+        yield "Tried in a process that has the toolkit alone:"
+    for loader in [found.loader for found in tried if found.right] if tried else [ENGINES[job.engine].loader]:
+        yield f"```python\n{loading(job.engine, loader, Path(job.out).name)}\n```"
+    for found in tried:
+        if not found.right:
+            yield f"Do not load it by {found.loader}: {found.says}."
 
 
 def _name(source: str) -> str:

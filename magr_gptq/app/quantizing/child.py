@@ -19,6 +19,7 @@ from magr_gptq.app.inputs import local_folder, read_model
 from magr_gptq.app.processes import serve
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.app.quantizing.savable import require_savable
 from magr_gptq.app.quantizing.space import check_space
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import enabled
@@ -40,6 +41,7 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     tell("stage", text="reading the calibration text")
     windows = model.windows(job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed)
     _check_length(job.engine, len(windows[0]))
+    require_savable(model.tokenizer, job.engine)
     seconds, report = _quantize(replace(job, model=str(folder)), model.config, windows, tell)
     if not Path(job.out, "tokenizer_config.json").exists():
         # GPTQModel saves it by itself, under a class name that older transformers know
@@ -78,7 +80,7 @@ def _quantize(job: Job, config: Any, windows: list[list[int]], tell: Tell) -> tu
 
 
 def _outcome(job: Job, seconds: float, seqlen: int, report: RunReport) -> Outcome:
-    names = ("torch", "transformers", ENGINES[job.engine].distribution, "magr-gptq")
+    names = ("torch", "transformers", *ENGINES[job.engine].distributions, "magr-gptq")
     return Outcome(
         seconds, seqlen, {name: version(name) for name in names},
         summary=None if job.magr is None else report.summary(), warning=report.warning(),

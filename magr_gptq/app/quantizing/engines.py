@@ -19,14 +19,20 @@ class Engine:
 
     toolkit: its name in `magr_gptq.toolkits`, and its distribution's extra without hyphens.
     module: has `quantize(job, config, windows, batch_size, progress)`, as `by_gptqmodel` has it.
-    loaders: what loads the checkpoints, of `LOADING` and of `magr_score`; the first one scores them.
+    loaders: what may load the checkpoints, of `LOADING` and of `magr_score`; the first one must, and scores
+        them. See `verifying` for whether they do.
     least_tokens: the toolkit leaves out calibration windows that are shorter.
+    kernels: what transformers needs, to load the checkpoints.
+    plain_nearest: whether it rounds to nearest without MagR, too. desc_act: whether it can save an order.
     """
 
     toolkit: str
     module: str
     loaders: tuple[str, ...]
     least_tokens: int = 1
+    kernels: str = "gptqmodel and optimum"
+    plain_nearest: bool = False
+    desc_act: bool = True
 
     @property
     def loader(self) -> str:
@@ -39,6 +45,12 @@ class Engine:
         return TOOLKITS[self.toolkit].distribution
 
     @property
+    def distributions(self) -> tuple[str, ...]:
+        """All that decides what is saved: the toolkit, and the one that rounds for it."""
+        rounds = TOOLKITS[self.toolkit].requires
+        return (self.distribution, TOOLKITS[rounds].distribution) if rounds else (self.distribution,)
+
+    @property
     def quantize(self) -> Quantize:
         """The module's function; imports the toolkit."""
         found: Quantize = importlib.import_module(self.module).quantize
@@ -49,8 +61,9 @@ ENGINES = {
     "gptqmodel": Engine(
         toolkit="gptqmodel",
         module="magr_gptq.app.quantizing.by_gptqmodel",
-        loaders=("gptqmodel", "transformers", "auto-gptq"),
+        loaders=("gptqmodel", "transformers"),
         least_tokens=11,
+        plain_nearest=True,
     ),
     "auto-gptq": Engine(
         toolkit="auto-gptq",
@@ -58,15 +71,33 @@ ENGINES = {
         # GPTQModel 7.6 refuses what AutoGPTQ saved
         loaders=("auto-gptq",),
     ),
+    "optimum": Engine(
+        toolkit="optimum",
+        module="magr_gptq.app.quantizing.by_optimum",
+        loaders=("transformers", "gptqmodel"),
+    ),
+    "transformers": Engine(
+        toolkit="optimum",
+        module="magr_gptq.app.quantizing.by_transformers",
+        loaders=("transformers", "gptqmodel"),
+    ),
+    "llm-compressor": Engine(
+        toolkit="llm-compressor",
+        module="magr_gptq.app.quantizing.by_llmcompressor",
+        loaders=("transformers",),
+        kernels="compressed-tensors",
+        plain_nearest=True,
+        desc_act=False,
+    ),
 }
 DEFAULT_ENGINE = "gptqmodel"
 
-# how a checkpoint is loaded in Python, by loader
+# how a checkpoint is loaded in Python, by loader; see `loading`
 LOADING = {
     "gptqmodel": "from gptqmodel import GPTQModel\nmodel = GPTQModel.load({out!r})",
     "auto-gptq": "from auto_gptq import AutoGPTQForCausalLM\n"
     "model = AutoGPTQForCausalLM.from_quantized({out!r})",
-    "transformers": "from transformers import AutoModelForCausalLM  # with gptqmodel installed\n"
+    "transformers": "from transformers import AutoModelForCausalLM  # with {kernels} installed\n"
     'model = AutoModelForCausalLM.from_pretrained({out!r}, device_map="auto")',
 }
 
@@ -87,3 +118,21 @@ def find_engine(name: str) -> Engine:
             f"pip install 'magr-gptq[{toolkit.replace('-', '')}]'"
         )
     return ENGINES[name]
+
+
+def loading(engine: str, loader: str, out: str) -> str:
+    """The lines of Python in which this loader loads the folder that the engine saved."""
+    return LOADING[loader].format(out=out, kernels=ENGINES[engine].kernels)
+
+
+def require_able(name: str, *, rounding: str, magr: bool, desc_act: bool = False) -> None:
+    """InputError where the engine of this name can't do what a job asks of it, with one that can."""
+    engine = ENGINES[name]
+    if rounding == "nearest" and not magr and not engine.plain_nearest:
+        able = " or ".join(other for other, found in ENGINES.items() if found.plain_nearest)
+        raise InputError(f"{name} cannot round to nearest without MagR; use --engine {able}")
+    if desc_act and not engine.desc_act:
+        raise InputError(
+            f"--desc-act: {name} saves no order of columns (it rounds them by importance anyhow, and puts "
+            "them back); leave --desc-act out, or use another --engine"
+        )

@@ -12,6 +12,7 @@ class Job:
 
     model: folder or hub id. out: folder, absent or empty. calibration: see `magr_gptq.app.text`.
     engine: of `magr_gptq.app.quantizing.engines`. rounding: "gptq" or "nearest".
+    runtime: what it is made for, of `magr_gptq.app.quantizing.runtimes`.
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
@@ -22,6 +23,7 @@ class Job:
     out: str
     calibration: str
     engine: str = "gptqmodel"
+    runtime: str | None = None
     rounding: str = "gptq"
     bits: int = 4
     group_size: int = 128
@@ -50,6 +52,7 @@ class Outcome:
     seconds: in the toolkit's quantize().   seqlen: tokens a window, after the model's limit.
     summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
     layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
+    loaded: what each loader made of the checkpoint, see `Loaded`; empty where none was tried.
     """
 
     seconds: float
@@ -59,3 +62,4 @@ class Outcome:
     warning: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    loaded: list[dict[str, Any]] = field(default_factory=list)

@@ -13,6 +13,7 @@ from magr_gptq.errors import InputError
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
 UNSEEN = "the toolkit quantized it without asking MagR"
+FUSED = "the toolkit leaves fused experts in 16 bits"
 
 
 def quantized_layers(model: torch.nn.Module) -> list[str]:
@@ -20,8 +21,21 @@ def quantized_layers(model: torch.nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if hasattr(module, "qweight")]
 
 
-def full_report(job: Job, seen: RunReport, names: Iterable[str], fallbacks: dict[str, str]) -> RunReport:
-    """MagR's report, with the layers that it lacks and those where the toolkit fell back."""
+def fused_experts(model: torch.nn.Module) -> list[str]:
+    """The names of weights [experts, …, …] that are still parameters; filters of convolutions are none."""
+    return [
+        f"{name}.{own}"
+        for name, module in model.named_modules()
+        if not isinstance(module, torch.nn.modules.conv._ConvNd)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and parameter.is_floating_point()
+    ]
+
+
+def full_report(
+    job: Job, seen: RunReport, names: Iterable[str], fallbacks: dict[str, str], left: Iterable[str] = ()
+) -> RunReport:
+    """MagR's report, with the layers that it lacks, those where the toolkit fell back, those in 16 bits."""
     # a layer that the toolkit tried twice is there twice, and the last one holds
     known = {layer.name: layer for layer in seen.layers}
     report = RunReport()
@@ -30,6 +44,8 @@ def full_report(job: Job, seen: RunReport, names: Iterable[str], fallbacks: dict
         why = UNSEEN if job.magr is not None else None
         layer = known.get(name, LayerReport(name, job.bits, job.group_size, skipped=why))
         report.add(replace(layer, fallback=layer.fallback or fallbacks.get(name)))
+    for name in left:
+        report.add(LayerReport(name, 16, -1, skipped=FUSED, aside="not quantized"))
     return report
 
 

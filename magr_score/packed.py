@@ -1,0 +1,101 @@
+"""The weights that a checkpoint's files hold, read by their formats' definitions and by no toolkit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+GPTQ = ("qweight", "qzeros", "scales", "g_idx")
+COMPRESSED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+
+
+def tensors(folder: str) -> dict[str, Tensor]:
+    """Every tensor by the name that the unquantized model has for it; packed ones as weights, in float32.
+
+    Raises:
+        ValueError: config.json names a format that is not known here.
+    """
+    saved = dict(_saved(Path(folder)))
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    if config["quant_method"] == "gptq":
+        return _merged(saved, GPTQ, "qweight", lambda part: gptq_weight(part, config))
+    if config["quant_method"] == "compressed-tensors":
+        return _merged(saved, COMPRESSED, "weight_packed", lambda part: compressed_weight(part, config))
+    raise ValueError(f"{folder} has quant_method={config['quant_method']!r}, not gptq or compressed-tensors")
+
+
+def unpacked(words: Tensor, bits: int) -> Tensor:
+    """The codes of each row of int32 words [rows, words], code i in bits i·b … i·b + b − 1: [rows, codes]."""
+    ones = ((words[..., None] >> torch.arange(32)) & 1).to(torch.uint8)
+    stream = ones.flatten(1)
+    whole = stream[:, : stream.shape[1] // bits * bits].reshape(len(stream), -1, bits)
+    codes: Tensor = (whole << torch.arange(bits, dtype=torch.uint8)).sum(-1)
+    return codes
+
+
+def gptq_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
+    """w = s·(q − z), [out, in]: qweight packs the columns, qzeros the rows, and format `gptq` has z − 1."""
+    group, scales = part["g_idx"].long(), part["scales"].T.float()
+    # not the config's, as single layers may have others
+    bits = 32 * len(part["qweight"]) // len(group)
+    codes = unpacked(part["qweight"].T.contiguous(), bits)
+    stated = config.get("checkpoint_format") or config.get("format") or "gptq"
+    words = part["qzeros"]
+    zeros = (one_more(words, bits) if stated == "gptq" else unpacked(words, bits)).T[: len(scales)]
+    weight: Tensor = scales[:, group] * (codes - zeros[:, group])
+    return weight
+
+
+def one_more(words: Tensor, bits: int) -> Tensor:
+    """The codes plus 1, as GPTQModel reads them: unless codes straddle words, 0 − 1 borrowed from the next.
+
+    Readers that add 1 to each code by itself get such neighbours wrong.
+    """
+    if 32 % bits:
+        return torch.remainder(unpacked(words, bits) + 1, 2**bits)
+    ones = sum(1 << place for place in range(0, 32, bits))
+    more: Tensor = words.long() + ones
+    return unpacked(more.to(torch.int32), bits)
+
+
+def compressed_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
+    """w = s·(q − z), [out, in]; signed codes q and z are stored with 2ᵇ⁻¹ added."""
+    (group,) = config["config_groups"].values()
+    bits = group["weights"]["num_bits"]
+    rows, columns = part["weight_shape"].tolist()
+    codes = unpacked(part["weight_packed"], bits)[:, :columns] - 2 ** (bits - 1)
+    scales = part["weight_scale"].float()
+    zeros = torch.zeros_like(scales)
+    if "weight_zero_point" in part:
+        zeros = unpacked(part["weight_zero_point"].T.contiguous(), bits).T[:rows] - 2 ** (bits - 1)
+    repeats = columns // scales.shape[1]
+    weight: Tensor = scales.repeat_interleave(repeats, 1) * (codes - zeros.repeat_interleave(repeats, 1))
+    return weight
+
+
+def _saved(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as found:
+            for name in found.keys():  # noqa: SIM118 (no dict)
+                yield name, found.get_tensor(name)
+
+
+def _merged(
+    saved: dict[str, Tensor],
+    parts: tuple[str, ...],
+    packed: str,
+    weight: Callable[[dict[str, Tensor]], Tensor],
+) -> dict[str, Tensor]:
+    """The tensors with one weight in place of the parts of every layer that has a packed one."""
+    layers = [name.removesuffix(f".{packed}") for name in saved if name.endswith(f".{packed}")]
+    found = dict(saved)
+    for layer in layers:
+        part = {name: found.pop(f"{layer}.{name}") for name in parts if f"{layer}.{name}" in found}
+        found[f"{layer}.weight"] = weight(part)
+    return found
