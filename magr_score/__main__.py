@@ -26,6 +26,7 @@ from magr_score import divergence, examine, perplexity, verify, weights, zero_sh
 from magr_score.errors import ScoreError
 from magr_score.loaders import LOADERS
 from magr_score.process import keep_stdout, respond, teller
+from magr_score.windows import CUTS, TOKENIZER
 
 Request = dict[str, Any]
 SCORES: dict[str, Callable[[Request], Iterator[dict[str, Any]]]] = {
@@ -91,6 +92,12 @@ def parse_arguments() -> argparse.Namespace:
             "--engine", choices=LOADERS, required=True, help="the toolkit that loads the models"
         )
         chosen.add_argument("--seqlen", type=int, default=2048, help="at most the model's own limit")
+        chosen.add_argument(
+            "--cut",
+            choices=CUTS,
+            default=TOKENIZER,
+            help="begin each window as the tokenizer begins a text, or cut one stream, as GPTQ's code does",
+        )
         chosen.add_argument(
             "--limit", type=int, help="score only so many windows, spread evenly over the text"
         )

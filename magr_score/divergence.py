@@ -76,6 +76,6 @@ def scores(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     original = load_original(request["original"], device())
     for folder in request["models"]:
         start = time.perf_counter()
-        windows = read_windows(folder, request["text"], request["seqlen"], request["limit"])
+        windows = read_windows(folder, request, request["limit"])
         model = LOADERS[request["engine"]].load(folder, device())
-        yield compare(original, model, windows) | described(windows, request["engine"], start)
+        yield compare(original, model, windows.tokens) | described(windows, request["engine"], start)

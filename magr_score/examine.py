@@ -92,10 +92,10 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     """Load, generate, compare the layers.
 
     Args:
-        request: checkpoint and original, folders; engine, of `LOADERS`; text and seqlen, see `read_windows`.
+        request: checkpoint and original, folders; engine, of `LOADERS`; text and others,
+            see `read_windows`.
     """
-    windows = read_windows(request["checkpoint"], request["text"], request["seqlen"], LAYER_WINDOWS)
-    windows = windows.to(device())
+    windows = read_windows(request["checkpoint"], request, LAYER_WINDOWS).tokens.to(device())
     quantized = LOADERS[request["engine"]].load(request["checkpoint"], device())
     return {
         "inference": {**inference(quantized, windows[:1]), "device": windows.device.type},

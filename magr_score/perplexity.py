@@ -1,7 +1,7 @@
 """Perplexity of model folders, by GPTQ's protocol.
 
-The text is tokenized whole and cut into windows without overlap; the result is the exponent of
-the mean negative log-likelihood of every token that follows another in its window.
+The text is tokenized whole and cut into windows without overlap, see `magr_score.windows`; the result is
+the exponent of the mean negative log-likelihood of every token that follows another in its window.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from magr_score.loaders import LOADERS, device
-from magr_score.windows import read_windows
+from magr_score.windows import Windows, read_windows
 
 TOKENS_AT_ONCE = 4096
 
@@ -39,22 +39,24 @@ def scores(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Load, tokenize and measure one model after another.
 
     Args:
-        request: models, folders; engine, of `LOADERS`; text, seqlen and limit, see `read_windows`.
+        request: models, folders; engine, of `LOADERS`; limit, and text, seqlen and cut, see `read_windows`.
     """
     for folder in request["models"]:
         start = time.perf_counter()
-        windows = read_windows(folder, request["text"], request["seqlen"], request["limit"])
+        windows = read_windows(folder, request, request["limit"])
         model = LOADERS[request["engine"]].load(folder, device())
-        found = {"perplexity": perplexity(model, windows, device())}
+        found = {"perplexity": perplexity(model, windows.tokens, device())}
         yield found | described(windows, request["engine"], start)
 
 
-def described(windows: Tensor, engine: str, start: float) -> dict[str, Any]:
+def described(windows: Windows, engine: str, start: float) -> dict[str, Any]:
     """How a measurement was made that began at `start`."""
     return {
-        "windows": len(windows),
-        "seqlen": windows.shape[1],
-        "tokens": windows.numel(),
+        "windows": len(windows.tokens),
+        "seqlen": windows.tokens.shape[1],
+        "tokens": windows.tokens.numel(),
+        "cut": windows.cut,
+        "beginning": windows.beginning,
         "seconds": round(time.perf_counter() - start, 2),
         "engine": engine,
         "device": device().partition(":")[0],

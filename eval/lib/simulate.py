@@ -35,7 +35,7 @@ from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import settle
-from magr_score.windows import cut_windows
+from magr_score.windows import TOKENIZER, cut_windows, tokenize
 
 HIDDEN_ROWS = 16
 METHODS = ("rtn", "gptq", "magr", "reference")
@@ -217,12 +217,12 @@ def main() -> None:
     args = parser.parse_args()
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    calibration = tokenizer(load_text(args.calibration))["input_ids"]
+    beginning, calibration = tokenize(tokenizer, load_text(args.calibration), TOKENIZER)
     sources = {"perplexity": args.evaluation} | ({ALSO: args.also} if args.also else {})
     texts = {}
     for key, text in sources.items():
-        windows = cut_windows(tokenizer(load_text(text))["input_ids"], CONTEXT, args.limit)
-        texts[key] = Text.of(model, windows)
+        scored = tokenize(tokenizer, load_text(text), TOKENIZER)[1]
+        texts[key] = Text.of(model, cut_windows(scored, CONTEXT, args.limit, beginning))
     settings = [Setting(**entry) for entry in json.loads(args.settings.read_text())]
     named = {"model": str(args.model)}
     done = finished(args.out, **named)
@@ -231,7 +231,7 @@ def main() -> None:
     for setting in settings:
         if setting.name not in done:
             count = setting.rows or args.rows
-            rows = torch.tensor(random_windows(calibration, count, CONTEXT, setting.seed))
+            rows = torch.tensor(random_windows(calibration, count, CONTEXT, setting.seed, beginning))
             append(args.out, named | run(setting, model, rows, texts))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from magr_gptq.app.checks import PICKLES, check_model_folder
 from magr_gptq.app.text import load_text, random_windows
 from magr_gptq.errors import InputError
-from magr_score.windows import model_limit
+from magr_score.windows import TOKENIZER, model_limit, spelled, tokenize
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -25,20 +25,26 @@ class Model:
     config: Any
     tokenizer: Any
 
-    def windows(self, calibration: str, *, samples: int, seqlen: int, seed: int) -> list[list[int]]:
+    def windows(
+        self, calibration: str, *, samples: int, seqlen: int, seed: int, cut: str = TOKENIZER
+    ) -> list[list[int]]:
         """Calibration windows of a text, as `random_windows` draws them.
 
         Args:
             calibration: see `load_text`. seqlen: tokens a window; fewer where the model takes no more.
+            cut: see `magr_score.windows`.
 
         Raises:
             InputError: a text that is too short, or a tokenizer of another model.
         """
-        # verbose: transformers would warn that a whole text is too long for the model
-        tokens = self.tokenizer(load_text(calibration), verbose=False)["input_ids"]
-        windows = random_windows(tokens, samples, min(seqlen, model_limit(self.config)), seed)
+        beginning, tokens = tokenize(self.tokenizer, load_text(calibration), cut)
+        windows = random_windows(tokens, samples, min(seqlen, model_limit(self.config)), seed, beginning)
         check_vocabulary(windows, self.config)
         return windows
+
+    def beginning(self, cut: str) -> str:
+        """What every window begins with, as `spelled` writes it."""
+        return spelled(self.tokenizer, tokenize(self.tokenizer, "", cut)[0])
 
 
 def find_model(model: str, *, allow_pickle: bool = False, trust_remote_code: bool = False) -> str:

@@ -7,32 +7,54 @@ from pathlib import Path
 from typing import Any
 
 from magr_gptq.app.processes import ask_once
+from magr_score.windows import TOKENIZER
 
 VANILLA = ("-I", "-m", "magr_score")
 
 
 def score(
-    model: str, text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
+    model: str, text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path, cut: str = TOKENIZER
 ) -> dict[str, Any]:
-    """What `magr_score.perplexity` finds; the toolkit's output is appended to `log`."""
-    return score_all([model], text, engine=engine, seqlen=seqlen, limit=limit, log=log)[0]
+    """What `magr_score.perplexity` finds; the toolkit's output is appended to `log`.
+
+    Args:
+        cut: of `magr_score.windows.CUTS`, how windows begin.
+    """
+    return score_all([model], text, engine=engine, seqlen=seqlen, limit=limit, log=log, cut=cut)[0]
 
 
 def score_all(
-    models: Sequence[str], text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
+    models: Sequence[str],
+    text: Path,
+    *,
+    engine: str,
+    seqlen: int,
+    limit: int | None,
+    log: Path,
+    cut: str = TOKENIZER,
 ) -> list[dict[str, Any]]:
     """What `magr_score.perplexity` finds for each model, one after another in the same process."""
-    request = {"models": models, "text": str(text), "engine": engine, "seqlen": seqlen, "limit": limit}
+    request = {
+        "models": models, "text": str(text), "engine": engine, "seqlen": seqlen, "limit": limit, "cut": cut,
+    }  # fmt: skip
     return _scores("perplexity", request, log)
 
 
 def diverge(
-    original: str, model: str, text: Path, *, engine: str, seqlen: int, limit: int | None, log: Path
+    original: str,
+    model: str,
+    text: Path,
+    *,
+    engine: str,
+    seqlen: int,
+    limit: int | None,
+    log: Path,
+    cut: str = TOKENIZER,
 ) -> dict[str, Any]:
     """What `magr_score.divergence` finds: perplexity, and divergence from the unquantized model."""
     request = {
         "original": original, "models": [model], "text": str(text), "engine": engine, "seqlen": seqlen,
-        "limit": limit,
+        "limit": limit, "cut": cut,
     }  # fmt: skip
     return _scores("divergence", request, log)[0]
 
@@ -43,11 +65,12 @@ def _scores(quantity: str, request: dict[str, Any], log: Path) -> list[dict[str,
 
 
 def examine(
-    checkpoint: str, original: str, text: Path, *, engine: str, seqlen: int, log: Path
+    checkpoint: str, original: str, text: Path, *, engine: str, seqlen: int, log: Path, cut: str = TOKENIZER
 ) -> dict[str, Any]:
     """What `magr_score.examine` finds: the cost of inference, and every layer's error."""
     request = {
         "checkpoint": checkpoint, "original": original, "text": str(text), "engine": engine, "seqlen": seqlen,
+        "cut": cut,
     }  # fmt: skip
     return ask_once([*VANILLA, "examine"], request, log)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magr_gptq.errors import InputError
+from magr_score.windows import STREAM
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COLUMN = "text"
@@ -68,16 +69,33 @@ def find_source(source: str) -> Path | str:
     return path.absolute()
 
 
-def random_windows(tokens: Sequence[int], count: int, length: int, seed: int) -> list[list[int]]:
-    """`count` windows of `length` tokens at random places, drawn as GPTQ's own code draws them."""
-    if len(tokens) <= length:
+def random_windows(
+    tokens: Sequence[int], count: int, length: int, seed: int, beginning: Sequence[int] = ()
+) -> list[list[int]]:
+    """`count` windows of `length` tokens at random places, drawn as GPTQ's own code draws them.
+
+    Args:
+        beginning: tokens that every window begins with; they count towards its length.
+    """
+    own = length - len(beginning)
+    if len(tokens) <= own:
         raise InputError(
             f"the calibration text has {len(tokens):,} tokens, too few for one window of {length:,}; "
             "give a longer text or a smaller --seqlen"
         )
     draw = random.Random(seed)
-    starts = [draw.randint(0, len(tokens) - length - 1) for _ in range(count)]
-    return [list(tokens[start : start + length]) for start in starts]
+    starts = [draw.randint(0, len(tokens) - own - 1) for _ in range(count)]
+    return [[*beginning, *tokens[start : start + own]] for start in starts]
+
+
+def windows_in_words(cut: str, beginnings: Sequence[str]) -> str:
+    """How windows begin, for people; `beginnings` are those that were seen."""
+    if cut == STREAM:
+        return "cut from one stream of tokens, as GPTQ's own code does"
+    # backticks, as <bos> would be a tag in Markdown
+    added = " or ".join(f"`{beginning}`" for beginning in beginnings if beginning)
+    begins = f"{added} at the start of each" if added else "nothing is put before the text"
+    return f"as the tokenizer makes them: {begins}"
 
 
 def _read_file(path: Path) -> str:

@@ -116,3 +116,10 @@ def test_settings_and_citation_go_with_magr() -> None:
 
 def test_the_citation_is_the_readmes() -> None:
     assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_how_windows_begin_is_said() -> None:
+    assert "- Windows: as the tokenizer makes them: nothing is put" in model_card(JOB, OUTCOME)
+    assert ": `<bos>` at the start of each\n" in model_card(JOB, replace(OUTCOME, beginning="<bos>"))
+    stream = model_card(replace(JOB, cut="stream"), OUTCOME)
+    assert "- Windows: cut from one stream of tokens, as GPTQ's own code does\n" in stream

@@ -18,6 +18,7 @@ from magr_gptq.app.cli import demo as demo_module
 from magr_gptq.app.cli import doctor as doctor_module
 from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing.worker import Worker
+from magr_gptq.app.text import windows_in_words
 from magr_gptq.toolkits import SeamError, installed
 
 pytestmark = pytest.mark.long
@@ -148,6 +149,25 @@ def test_a_checkpoint_that_the_vanilla_toolkit_scores(switch: str, model: str, w
     weights_are_those_that_the_file_describes(out)
     unquantized = perplexity(Path(model), "transformers")
     assert perplexity(out, installed()[0]) == pytest.approx(unquantized, rel=0.2)
+
+
+@pytest.mark.parametrize("cut", ["tokenizer", "stream"])
+def test_windows_are_whole_and_begin_as_the_tokenizer_begins_a_text(cut: str, worker: Worker) -> None:
+    model = save_tiny_model("llama", Path("begins"), begins=True)
+    options = ["--bits", 4, "--group-size", 32, "--seqlen", 64, "--samples", 5, "--cut", cut]
+    code, output = quantize(model, *options)
+    assert code == 0, output
+    beginning = "<|endoftext|>" if cut == "tokenizer" else ""
+    record = json.loads(Path("out", "magr.json").read_text())
+    # padding would be counted, too
+    assert [layer["tokens"] for layer in record["layers"]] == [5 * 64] * 7
+    assert (record["beginning"], record["job"]["cut"]) == (beginning, cut)
+    words = windows_in_words(cut, [beginning])
+    assert words in output
+    assert words in Path("out", "README.md").read_text()
+    score = ["perplexity", "out", "prose.txt", "--engine", installed()[0], "--seqlen", "64", "--cut", cut]
+    done = subprocess.run([sys.executable, "-I", "-m", "magr_score", *score], capture_output=True, text=True)
+    assert json.loads(done.stdout)["beginning"] == beginning, done.stderr
 
 
 def weights_are_those_that_the_file_describes(folder: Path) -> None:

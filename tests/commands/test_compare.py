@@ -47,7 +47,7 @@ def _own_folder(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
-    return str(save_tiny_model("llama", tmp_path_factory.mktemp("model")))
+    return str(save_tiny_model("llama", tmp_path_factory.mktemp("model"), begins=True))
 
 
 @pytest.fixture
@@ -223,6 +223,12 @@ def test_a_recipe_is_cut_down_and_shows_the_papers_numbers(model: str, fake) -> 
         f"{method}-w4-prose-seed0" for method in ("gptq", "paper", "magr")
     }
     assert "LLaMA2-7B" in Path("out", "report.html").read_text()
+    told = "cut from one stream of tokens, as GPTQ's own code does"
+    assert told in output.replace("\n", " ")
+    assert f"Windows are {told}." in Path("out", "results.md").read_text()
+    asked = json.loads(Path("out", "cells", "gptq-w4-prose-seed0.json").read_text())["settings"]
+    assert asked["cut"] == "stream"
+    assert call(*given, "--cut", "tokenizer")[0] == 2
 
 
 def test_every_device_takes_cells(tmp_path, fake) -> None:
@@ -330,6 +336,10 @@ def test_a_real_run_killed_in_the_middle_of_a_cell(model: str) -> None:
     assert gptq["scores"]["prose"]["perplexity"] != magr["scores"]["prose"]["perplexity"]
     assert 0 < magr["scores"]["prose"]["divergence"] != gptq["scores"]["prose"]["divergence"] > 0
     assert "Divergence from the unquantized model" in Path("out", "report.html").read_text()
+    beginnings = {cell["scores"]["prose"]["beginning"] for cell in (gptq, results["cells"]["unquantized"])}
+    assert {*beginnings, gptq["beginning"]} == {"<|endoftext|>"}
+    assert "`<|endoftext|>` at the start of each" in Path("out", "results.md").read_text()
+    assert "`&lt;|endoftext|&gt;` at the start of each" in Path("out", "report.html").read_text()
     assert len(gptq["layer_errors"]) == len(magr["layer_errors"]) == 7
     assert all(0 < error < 1 for error in magr["layer_errors"].values())
     assert gptq["inference"]["tokens_per_second"] > 0

@@ -49,6 +49,13 @@ def test_other_settings_are_refused_by_name(store: Store) -> None:
         store.finished(GPTQ, {"samples": 64})
 
 
+def test_records_that_do_not_tell_are_of_windows_cut_from_a_stream(store: Store) -> None:
+    store.save(GPTQ, SETTINGS, {})
+    assert store.finished(GPTQ, {**SETTINGS, "cut": "stream"})
+    with pytest.raises(InputError, match=r"made with cut = 'stream', now it is 'tokenizer'"):
+        store.finished(GPTQ, {**SETTINGS, "cut": "tokenizer"})
+
+
 def test_infinity_and_nan_are_null_in_the_file(store: Store) -> None:
     store.save(GPTQ, SETTINGS, {"a": [{"b": math.nan}, math.inf, 1.5]})
     assert json.loads(store.path(GPTQ).read_text())["a"] == [{"b": None}, None, 1.5]

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import save_tiny_model
+from tiny import byte_tokenizer, save_tiny_model
 
-from magr_score.windows import cut_windows
+from magr_score.errors import ScoreError
+from magr_score.windows import cut_windows, spelled, tokenize
 
 PERPLEXITY = ("-I", "-m", "magr_score", "perplexity")
 
@@ -168,6 +169,59 @@ def test_a_limit_spreads_the_windows_over_the_text() -> None:
     assert windows[:, 0].tolist() == [0, 30, 60]
     assert cut_windows(list(range(105)), 10, None).shape == (10, 10)
     assert cut_windows(list(range(100)), 10, 99).shape == (10, 10)
+
+
+def test_windows_begin_as_the_tokenizer_begins_a_text() -> None:
+    tokenizer = byte_tokenizer(begins=True)
+    beginning, tokens = tokenize(tokenizer, "abcdefg", "tokenizer")
+    letters = tokenizer.convert_tokens_to_ids(list("abcdefg"))
+    assert (beginning, tokens) == ([0], letters)
+    assert spelled(tokenizer, beginning) == "<|endoftext|>"
+    windows = cut_windows(tokens, 4, None, beginning)
+    assert windows.tolist() == [[0, *letters[:3]], [0, *letters[3:6]]]
+    with pytest.raises(ScoreError, match="2 tokens, too few for one window of 4"):
+        cut_windows(letters[:2], 4, None, beginning)
+
+
+def test_a_stream_has_the_beginning_once() -> None:
+    tokenizer = byte_tokenizer(begins=True)
+    whole = tokenizer("abcdefg")["input_ids"]
+    assert whole[0] == whole[-1] == 0
+    assert tokenize(tokenizer, "abcdefg", "stream") == ([], whole)
+
+
+@pytest.mark.parametrize("text", ["abcdefg", "a", " a\n\na "])
+def test_a_tokenizer_that_adds_nothing_makes_the_same_windows_of_both_cuts(text: str) -> None:
+    tokenizer = byte_tokenizer()
+    found = tokenize(tokenizer, text, "tokenizer")
+    assert found == tokenize(tokenizer, text, "stream") == ([], tokenizer(text)["input_ids"])
+
+
+def test_the_demos_tokenizer_adds_nothing() -> None:
+    from transformers import AutoTokenizer
+
+    from magr_gptq.app.cli.demo import shipped_model, shipped_text
+
+    tokenizer = AutoTokenizer.from_pretrained(shipped_model())
+    text = shipped_text("evaluation.txt").read_text(encoding="utf-8")
+    assert tokenize(tokenizer, text, "tokenizer") == ([], tokenizer(text)["input_ids"])
+
+
+def test_a_score_is_of_windows_as_they_were_asked_for(prose: Path, tmp_path) -> None:
+    from transformers import AutoTokenizer
+
+    model = save_tiny_model("llama", tmp_path / "begins", begins=True)
+    tokens = AutoTokenizer.from_pretrained(model)(prose.read_text())["input_ids"]
+    own = tokens[1:-1]
+    made = [[0, *own[start : start + 59]] for start in range(0, len(own) - 58, 59)]
+    cuts = [tokens[start : start + 60] for start in range(0, len(tokens) - 59, 60)]
+    for windows, more, beginning in ((made, (), "<|endoftext|>"), (cuts, ("--cut", "stream"), "")):
+        found = json.loads(run(model, prose, "--seqlen", 60, *more).stdout)
+        starts = [60 * number for number in range(len(windows))]
+        wanted = by_definition(model, [token for window in windows for token in window], starts, 60)
+        assert found["perplexity"] == pytest.approx(wanted, rel=1e-5)
+        assert (found["windows"], found["beginning"]) == (len(windows), beginning)
+        assert found["cut"] == (more[1] if more else "tokenizer")
 
 
 def test_windows_are_no_longer_than_the_model_allows(model: Path, prose: Path, tmp_path) -> None:

@@ -177,3 +177,26 @@ def test_excerpts_stay_on_their_side_of_the_cut() -> None:
     assert len(held_out) == 19
     assert set(training) <= set(paragraphs[: first_held_out - 1])
     assert training[-1] == paragraphs[first_held_out - 2]
+
+
+def test_a_window_begins_with_what_it_is_given_and_keeps_its_length() -> None:
+    # 1,023 possible places again, each of which has 48 tokens of the text
+    tokens = list(range(1071))
+    random.seed(3)
+    starts = [random.randint(0, 1071 - 48 - 1) for _ in range(20)]
+    windows = text.random_windows(tokens, 20, 50, seed=3, beginning=[7001, 7002])
+    assert windows == [[7001, 7002, *tokens[s : s + 48]] for s in starts]
+    with pytest.raises(InputError, match="48 tokens, too few for one window of 50"):
+        text.random_windows(range(48), 1, 50, seed=0, beginning=[7001, 7002])
+
+
+@pytest.mark.parametrize(
+    ("cut", "beginnings", "words"),
+    [
+        ("tokenizer", [], "as the tokenizer makes them: nothing is put before the text"),
+        ("tokenizer", ["", "<bos>"], "as the tokenizer makes them: `<bos>` at the start of each"),
+        ("stream", [""], "cut from one stream of tokens, as GPTQ's own code does"),
+    ],
+)
+def test_windows_are_told_in_words(cut: str, beginnings: list[str], words: str) -> None:
+    assert text.windows_in_words(cut, beginnings) == words

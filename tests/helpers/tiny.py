@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
@@ -26,11 +26,14 @@ SHAPES = {
 }
 
 
-def save_tiny_model(shape: str, folder: Path, seed: int = 0) -> Path:
-    """A float16 model folder with a byte tokenizer, which transformers 4 and 5 both read."""
+def save_tiny_model(shape: str, folder: Path, seed: int = 0, begins: bool = False) -> Path:
+    """A float16 model folder with a byte tokenizer, which transformers 4 and 5 both read.
+
+    begins: the tokenizer puts a token before every text, and one after it.
+    """
     torch.manual_seed(seed)
     kind = "gpt2" if shape == "gpt2" else "llama"
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(begins)
     config = AutoConfig.for_model(
         kind, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=0, **SHAPES[shape]
     )
@@ -45,12 +48,16 @@ def save_tiny_model(shape: str, folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and an end-of-text token."""
+def byte_tokenizer(begins: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte, and an end-of-text token, which may stand before and after every text, too."""
     alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|endoftext|> $A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+        )
     end = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **end)
 

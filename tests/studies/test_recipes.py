@@ -36,6 +36,8 @@ def test_a_recipe_is_valid_and_orderly(name: str) -> None:
             method = "paper+30" if bits == 2 else "paper"
             assert plain is None or recipe.published[method, bits, -1][text] < plain
     assert recipe.ranks is not None
+    # the paper's windows are those of GPTQ's code
+    assert recipe.cut == "stream"
     assert list(recipe.ranks.values()) == sorted(recipe.ranks.values())
 
 
@@ -62,6 +64,7 @@ BROKEN = {
     "lacks": (_without("model"), "the recipe lacks 'model'"),
     "unknown": (lambda v: v.update(bits=3), "the recipe has the unknown key 'bits'"),
     "type": (lambda v: v.update(samples="128"), "the recipe has samples = '128', of the wrong kind"),
+    "cut": (lambda v: v.update(cut="words"), "the recipe has cut = 'words', not one of tokenizer, stream"),
     "bool": (lambda v: v.update(samples=True), "the recipe has samples = True, of the wrong kind"),
     "method": (_cell(method="awq"), "cells[1] has the method 'awq'"),
     "bits": (_cell(bits=5), "cells[1] has 5 bits"),

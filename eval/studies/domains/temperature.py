@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.lib.fidelity import CONTEXT
 from magr_gptq.app.text import load_text
-from magr_score.windows import cut_windows
+from magr_score.windows import TOKENIZER, cut_windows, tokenize
 
 TEMPERATURES = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0)
 
@@ -46,8 +46,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     print("temperature: " + ", ".join(map(str, TEMPERATURES)))
     for text in args.texts:
-        tokens = tokenizer(load_text(text))["input_ids"]
-        found = perplexities(model, cut_windows(tokens, CONTEXT, args.limit))
+        beginning, tokens = tokenize(tokenizer, load_text(text), TOKENIZER)
+        found = perplexities(model, cut_windows(tokens, CONTEXT, args.limit, beginning))
         print(f"{text}: " + ", ".join(f"{value:.2f}" for value in found))
 
 

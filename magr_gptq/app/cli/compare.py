@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.options import EngineName, PositiveScales
+from magr_gptq.app.cli.options import CUT_HELP, Cut, EngineName, PositiveScales
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.comparing.comparison import LOGS, Comparison, Request, owned
 from magr_gptq.app.comparing.methods import METHODS, job_fields
@@ -25,6 +25,7 @@ from magr_gptq.app.console import (
 )
 from magr_gptq.app.inputs import find_model, local_folder
 from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, find_engine, require_able
+from magr_gptq.app.text import windows_in_words
 from magr_gptq.errors import InputError
 
 BITS, GROUP_SIZES, DEFAULT_METHODS = (4, 3, 2), (128,), ("gptq", "magr")
@@ -64,6 +65,7 @@ def compare(
     seqlen: Annotated[
         int | None, typer.Option(min=16, help="Tokens a window, up to the model's limit; 2048 if left out.")
     ] = None,
+    cut: Annotated[Cut | None, typer.Option(help=CUT_HELP, show_default="tokenizer")] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Score so many windows only, spread evenly over a text.")
     ] = None,
@@ -83,6 +85,7 @@ def compare(
         if find_spec("matplotlib") is None:
             raise InputError("compare draws with matplotlib; pip install 'magr-gptq[eval]'")
         given: dict[str, Any] = {"sym": sym, "samples": samples, "seqlen": seqlen, "limit": limit}
+        given["cut"] = cut and cut.value
         lists = {"bits": bits, "group_size": group_size, "methods": methods}
         base = (
             _from_recipe(load_recipe(recipe), model)
@@ -139,7 +142,12 @@ def _compare(comparison: Comparison, devices: list[str | None], force: bool, qui
 
 def _show(comparison: Comparison, sentence: str) -> None:
     from magr_gptq.app.comparing import table
-    from magr_gptq.app.comparing.results import accuracy_tables, divergence_tables, perplexity_tables
+    from magr_gptq.app.comparing.results import (
+        accuracy_tables,
+        beginnings,
+        divergence_tables,
+        perplexity_tables,
+    )
 
     records, published = comparison.records(), comparison.request.published
     for entry in (
@@ -148,6 +156,8 @@ def _show(comparison: Comparison, sentence: str) -> None:
         *accuracy_tables(records, published),
     ):
         console.print(table.terminal(entry))
+    begins = windows_in_words(comparison.request.cut, beginnings(records))
+    console.print(f"Windows are {begins}.", markup=False, soft_wrap=True)
     console.print(sentence, style="bold", markup=False)
     console.print(f"Report: {comparison.folder / 'report.html'}", soft_wrap=True, markup=False)
 
@@ -162,6 +172,7 @@ def _from_recipe(recipe: Recipe, model: str | None) -> dict[str, Any]:
     return {
         "model": find_model(model or recipe.model), "evaluate": recipe.evaluate, "grids": recipe.grids,
         "sym": recipe.sym, "samples": recipe.samples, "seqlen": recipe.seqlen, "tasks": recipe.tasks,
+        "cut": recipe.cut,
         "published": recipe.published, "ranks": recipe.ranks, "title": recipe.title, "notes": recipe.notes,
     }  # fmt: skip
 

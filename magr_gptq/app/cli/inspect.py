@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.options import AllowPickle, Samples, Seed, SeqLen, TrustRemoteCode
+from magr_gptq.app.cli.options import AllowPickle, Cut, Samples, Seed, SeqLen, TrustRemoteCode, WindowCut
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
 from magr_gptq.app.inputs import find_model, local_folder, read_model
@@ -43,6 +43,7 @@ def inspect(
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
+    cut: WindowCut = Cut.tokenizer,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers to this file.", show_default=False)
     ] = None,
@@ -65,7 +66,9 @@ def inspect(
         with output_hidden():
             folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             files = read_model(folder, trust_remote_code)
-            windows = torch.tensor(files.windows(source, samples=samples, seqlen=seqlen, seed=seed))
+            windows = torch.tensor(
+                files.windows(source, samples=samples, seqlen=seqlen, seed=seed, cut=cut.value)
+            )
             loaded = load_model(folder, trust_remote_code)
         if windows.shape[1] < seqlen:
             console.print(f"Windows of {windows.shape[1]} tokens: the model takes no more than that.")
@@ -74,7 +77,7 @@ def inspect(
         if json_file:
             asked = {
                 "model": found_model, "calibration": source, "group_size": group_size, "samples": samples,
-                "seqlen": windows.shape[1], "seed": seed, "bits": widths,
+                "seqlen": windows.shape[1], "seed": seed, "cut": cut.value, "bits": widths,
             }  # fmt: skip
             json_file.write_text(json.dumps(record(asked, layers), indent=1) + "\n")
             console.print(f"Numbers in {json_file}", markup=False, soft_wrap=True)

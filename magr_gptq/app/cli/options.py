@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 from magr_gptq.app.quantizing.engines import ENGINES
 
+
+class Cut(str, Enum):
+    """See `magr_score.windows`."""
+
+    tokenizer = "tokenizer"
+    stream = "stream"
+
+
+CUT_HELP = "Begin each window as the tokenizer begins a text, or cut one stream, as GPTQ's own code does."
+WindowCut = Annotated[Cut, typer.Option("--cut", help=CUT_HELP)]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]
 SeqLen = Annotated[int, typer.Option(min=16, help="Tokens a window, up to the model's limit.")]
 Seed = Annotated[int, typer.Option(help="For the places of the windows.")]

@@ -14,11 +14,13 @@ from rich.markup import escape
 
 from magr_gptq.app.cli.options import (
     AllowPickle,
+    Cut,
     PositiveScales,
     Samples,
     Seed,
     SeqLen,
     TrustRemoteCode,
+    WindowCut,
 )
 from magr_gptq.app.console import (
     STRICT,
@@ -42,7 +44,7 @@ from magr_gptq.app.quantizing.output import leftovers, output_folder
 from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_road
 from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.text import find_source
+from magr_gptq.app.text import find_source, windows_in_words
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 
@@ -108,6 +110,7 @@ def quantize(
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
+    cut: WindowCut = Cut.tokenizer,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -139,7 +142,7 @@ def quantize(
             calibration=str(find_source(calibration)),
             engine=engine, runtime=runtime, rounding=how,
             bits=bits, group_size=group_size, sym=sym, desc_act=desc_act,
-            samples=samples, seqlen=seqlen, seed=seed,
+            samples=samples, seqlen=seqlen, seed=seed, cut=cut.value,
             magr=magr_settings(
                 magr, preset=preset.value if preset else None,
                 alpha=alpha, beta=beta, refine=refine, search=search,
@@ -231,6 +234,8 @@ def show(job: Job, outcome: Outcome) -> None:
     kind = f"{job.bits} bits, group {job.group_size}"
     if outcome.seqlen < job.seqlen:
         console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
+    begins = windows_in_words(job.cut, [outcome.beginning])
+    console.print(f"Windows are {begins}.", markup=False, soft_wrap=True)
     distribution = ENGINES[job.engine].distribution
     toolkit = f"{distribution} {outcome.versions[distribution]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")

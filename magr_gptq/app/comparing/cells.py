@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magr_gptq.errors import InputError
+from magr_score.windows import STREAM
 
 UNQUANTIZED, PROFILE = "unquantized", "profile"
 Record = dict[str, Any]
@@ -71,11 +72,13 @@ class Store:
         record = self.load(cell)
         if record is None or "error" in record:
             return False
-        differing = [key for key in settings if record["settings"].get(key) != settings[key]]
+        # records without it are of releases that knew nothing else
+        made = {"cut": STREAM, **record["settings"]}
+        differing = [key for key in settings if made.get(key) != settings[key]]
         if differing:
             key = differing[0]
             raise InputError(
-                f"{self.path(cell)} was made with {key} = {record['settings'].get(key)!r}, now it is "
+                f"{self.path(cell)} was made with {key} = {made.get(key)!r}, now it is "
                 f"{settings[key]!r}; name another --out, or redo every cell with --force"
             )
         return True

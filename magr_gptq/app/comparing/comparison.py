@@ -12,13 +12,15 @@ from typing import TextIO
 
 from magr_gptq.app.comparing.cells import Cell, Record, Store
 from magr_gptq.app.comparing.plan import Grid, Plan, fetch_texts, list_cells, name_sources
-from magr_gptq.app.comparing.results import Reference
+from magr_gptq.app.comparing.results import Reference, beginnings
 from magr_gptq.app.comparing.run import Run
 from magr_gptq.app.comparing.verdict import Verdict
 from magr_gptq.app.processes import EngineError
 from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE
 from magr_gptq.app.scoring import zero_shot
+from magr_gptq.app.text import windows_in_words
 from magr_gptq.errors import InputError
+from magr_score.windows import TOKENIZER
 
 CELLS, TEXTS, SCRATCH, LOGS, LOCK = "cells", "texts", "checkpoints", "logs", ".lock"
 
@@ -40,6 +42,7 @@ class Request:
     positive_scales: bool = False
     samples: int = 128
     seqlen: int = 2048
+    cut: str = TOKENIZER
     limit: int | None = None
     seeds: int = 1
     tasks: Sequence[str] = ()
@@ -62,7 +65,7 @@ class Comparison:
         self.cells = list_cells(request.grids, list(calibrations), request.seeds)
         self.plan = Plan(
             name=request.model, model=request.folder, engine=request.engine, sym=request.sym,
-            samples=request.samples, seqlen=request.seqlen, calibrations=calibrations,
+            samples=request.samples, seqlen=request.seqlen, cut=request.cut, calibrations=calibrations,
             texts=fetch_texts(named, folder / TEXTS, request.limit),
             evaluate={
                 name: [names[text] for text in found]
@@ -108,7 +111,7 @@ class Comparison:
             # the end of a path, or a hub id
             model="/".join(Path(self.request.model).parts[-2:]),
             command=self.request.command,
-            settings=self._settings(),
+            settings=self._settings(records),
             missing=len(self.cells) - len(records),
             paper=self.request.published,
             ranks=self.request.ranks,
@@ -118,7 +121,7 @@ class Comparison:
             shutil.rmtree(self.folder / SCRATCH, ignore_errors=True)
         return verdict
 
-    def _settings(self) -> dict[str, str]:
+    def _settings(self, records: Mapping[Cell, Record]) -> dict[str, str]:
         request, plan = self.request, self.plan
         texts = [
             f"{name}: {f'at most {text.limit:,}' if text.limit else 'all'} windows of up to {plan.seqlen:,} "
@@ -133,6 +136,7 @@ class Comparison:
             "engine": f"{request.engine}, {grid}",
             "calibration": f"{request.samples} random windows of up to {request.seqlen:,} tokens of "
                            f"{' and '.join(plan.calibrations)}",
+            "windows": windows_in_words(request.cut, beginnings(records)),
             "calibration seeds": ", ".join(map(str, range(request.seeds))),
             "evaluation": "; ".join(texts),
             "notes": " ".join(request.notes),

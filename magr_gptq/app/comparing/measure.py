@@ -33,6 +33,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
         record: Record = {
             "quantize_seconds": outcome.seconds,
             "seqlen": outcome.seqlen,
+            "beginning": outcome.beginning,
             "versions": outcome.versions,
             "magr": outcome.summary,
             "warning": outcome.warning,
@@ -47,7 +48,7 @@ def _job(cell: Cell, plan: Plan, out: Path) -> Job:
     return Job(
         model=plan.model, out=str(out), calibration=plan.calibrations[cell.calibration], engine=plan.engine,
         bits=cell.bits, group_size=cell.group_size, sym=plan.sym, samples=plan.samples, seqlen=plan.seqlen,
-        seed=cell.seed, **job_fields(cell.method, plan.positive_scales),
+        seed=cell.seed, cut=plan.cut, **job_fields(cell.method, plan.positive_scales),
     )  # fmt: skip
 
 
@@ -59,6 +60,7 @@ def _scores(cell: Cell, plan: Plan, checkpoint: str | None, log: Path, listen: L
         listen({"text": f"scoring on {name}"})
         how: dict[str, Any] = {
             "text": Path(text.path), "engine": engine, "seqlen": plan.seqlen, "limit": text.limit, "log": log,
+            "cut": plan.cut,
         }  # fmt: skip
         if checkpoint:
             scores[name] = diverge(plan.model, checkpoint, **how)
@@ -76,11 +78,13 @@ def _examination(cell: Cell, plan: Plan, out: Path, log: Path, listen: Listener)
     listen({"text": "measuring inference and layers"})
     text = next(iter(plan.texts_for(cell).values()))
     loader = ENGINES[plan.engine].loader
-    return examine(str(out), plan.model, Path(text.path), engine=loader, seqlen=plan.seqlen, log=log)
+    return examine(
+        str(out), plan.model, Path(text.path), engine=loader, seqlen=plan.seqlen, log=log, cut=plan.cut
+    )
 
 
 def _profile_request(cell: Cell, plan: Plan) -> dict[str, Any]:
     return {
         **asdict(cell), "model": plan.model, "calibration": plan.calibrations[cell.calibration],
-        "samples": plan.samples, "seqlen": plan.seqlen,
+        "samples": plan.samples, "seqlen": plan.seqlen, "cut": plan.cut,
     }  # fmt: skip

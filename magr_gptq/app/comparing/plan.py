@@ -12,6 +12,7 @@ from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, slug
 from magr_gptq.app.comparing.methods import job_fields
 from magr_gptq.app.text import find_source, load_text
 from magr_gptq.errors import InputError
+from magr_score.windows import TOKENIZER
 
 # c4 has no test split, and is far longer than what papers score: GPTQ's code takes 256 windows of it
 SPLITS = {"c4": "validation"}
@@ -35,6 +36,7 @@ class Plan:
     name: the model as it was asked for. model: the folder that it lies in.
     calibrations: source by name. texts: by name. evaluate: names of texts by name of calibration.
     tasks: of lm-eval, for checkpoints made with the first calibration.
+    cut: of `magr_score.windows.CUTS`, how windows begin, those to calibrate on and those to score.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Plan:
     evaluate: dict[str, list[str]]
     tasks: list[str]
     positive_scales: bool = False
+    cut: str = TOKENIZER
 
     def texts_for(self, cell: Cell) -> dict[str, Text]:
         """What the cell is scored on."""
@@ -64,11 +67,14 @@ class Plan:
     def settings(self, cell: Cell) -> dict[str, Any]:
         """All that the cell's results depend on, apart from the cell itself and versions."""
         texts = self.texts_for(cell)
-        same = {"model": self.name, "seqlen": self.seqlen, "samples": self.samples}
+        same = {"model": self.name, "seqlen": self.seqlen, "samples": self.samples, "cut": self.cut}
         if cell.method == PROFILE:
             return {**same, "calibration": self.calibrations[cell.calibration]}
         scored = {name: {"sha256": text.sha256, "limit": text.limit} for name, text in texts.items()}
-        found = {"model": self.name, "seqlen": self.seqlen, "evaluate": scored, "tasks": self.tasks_for(cell)}
+        found = {
+            "model": self.name, "seqlen": self.seqlen, "cut": self.cut, "evaluate": scored,
+            "tasks": self.tasks_for(cell),
+        }  # fmt: skip
         if cell.method == UNQUANTIZED:
             return found
         made = {"engine": self.engine, "sym": self.sym, "samples": self.samples}

@@ -28,7 +28,7 @@ def profile(request: dict[str, Any]) -> dict[str, Any]:
     """Fraction ranks of all layers' inputs, and largest magnitudes of three layers' channels.
 
     Args:
-        request: model, a checked folder; bits and group_size; calibration, samples, seqlen and seed, see
+        request: model, a checked folder; bits and group_size; calibration, samples, seqlen, seed and cut, see
             `Model.windows`.
     """
     batches = _windows(request)
@@ -53,7 +53,7 @@ def profile(request: dict[str, Any]) -> dict[str, Any]:
 def _windows(request: dict[str, Any]) -> list[torch.Tensor]:
     """The windows that the quantizing engine draws, a few at a time."""
     model = read_model(Path(request["model"]))
-    drawn = {name: request[name] for name in ("samples", "seqlen", "seed")}
+    drawn = {name: request[name] for name in ("samples", "seqlen", "seed", "cut")}
     rows = torch.tensor(model.windows(request["calibration"], **drawn))
     return list(torch.split(rows, max(1, TOKENS_AT_ONCE // rows.shape[1])))
 

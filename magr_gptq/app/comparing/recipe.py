@@ -2,13 +2,14 @@
 
     {"title": …, "model": …, "sym": false, "samples": 128, "seqlen": 2048,
      "runs": [{"calibration": "wikitext2", "evaluate": ["wikitext2"]}],
-     "tasks": ["arc_easy"],
+     "cut": "stream", "tasks": ["arc_easy"],
      "cells": [{"method": "paper", "bits": 2, "group_size": 128, "published": {"wikitext2": 9.94}}],
      "fraction_rank": {"min": 0.1, "q25": …, "mean": …, "q75": …, "max": …},
      "notes": ["…"]}
 
 A cell's method is one of `METHODS` or `unquantized`; `published` has numbers by text or task, null
-for one that the paper reports as not finite. `tasks`, `fraction_rank` and `notes` may be left out.
+for one that the paper reports as not finite. `cut` is of `magr_score.windows.CUTS`. `cut`, `tasks`,
+`fraction_rank` and `notes` may be left out.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from magr_gptq.app.comparing.methods import METHODS
 from magr_gptq.app.comparing.plan import Grid
 from magr_gptq.app.comparing.results import Reference
 from magr_gptq.errors import InputError
+from magr_score.windows import CUTS, TOKENIZER
 
 RANKS = ("min", "q25", "mean", "q75", "max")
 BITS = (2, 3, 4, 8, 16)
@@ -40,6 +42,7 @@ class Recipe:
     evaluate: dict[str, list[str]]
     grids: list[Grid]
     published: Reference
+    cut: str = TOKENIZER
     tasks: list[str] = field(default_factory=list)
     ranks: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
@@ -75,7 +78,10 @@ class _Reader:
             "runs": list,
             "cells": list,
         }
-        self._keys("the recipe", values, needed, {"tasks": list, "fraction_rank": dict, "notes": list})
+        optional = {"cut": str, "tasks": list, "fraction_rank": dict, "notes": list}
+        self._keys("the recipe", values, needed, optional)
+        if (cut := values.get("cut", TOKENIZER)) not in CUTS:
+            self._refuse("the recipe", f"has cut = {cut!r}, not one of {', '.join(CUTS)}")
         evaluate = self._runs(values["runs"])
         tasks = self._names("tasks", values.get("tasks", []))
         known = {name for names in evaluate.values() for name in names} | set(tasks)
@@ -90,7 +96,7 @@ class _Reader:
             self._refuse("cells", "has nothing to quantize")
         return Recipe(
             **{key: values[key] for key in ("title", "model", "sym", "samples", "seqlen")},
-            evaluate=evaluate, grids=grids, published=cells, tasks=tasks,
+            evaluate=evaluate, grids=grids, published=cells, cut=cut, tasks=tasks,
             ranks=self._ranks(values.get("fraction_rank")),
             notes=self._names("notes", values.get("notes", [])),
         )  # fmt: skip

@@ -67,7 +67,7 @@ def write_report(folder: Path, records: Mapping[Cell, Record], facts: Facts) -> 
     figures.save_all([*chain(*panels.values()), *magnitudes, *errors], folder / "figures")
     quantities = [*perplexity, *divergence, *accuracy]
     write_atomically(folder / "results.csv", table.comma_separated(quantities))
-    write_atomically(folder / "results.md", _markdown(verdict, perplexity, divergence, accuracy))
+    write_atomically(folder / "results.md", _markdown(verdict, facts, perplexity, divergence, accuracy))
     write_atomically(folder / "results.json", _json(verdict, quantities, records, facts))
     page = _page(
         facts=facts, verdict=verdict, pairs=pairs(perplexity[:1]), scores=[perplexity, divergence],
@@ -94,10 +94,10 @@ def _seeds(records: Mapping[Cell, Record]) -> int:
     return len({cell.seed for cell in records})
 
 
-def _markdown(verdict: Verdict, *quantities: Sequence[Table]) -> str:
-    return "\n".join(
-        [f"**{verdict.sentence}**\n", *(table.markdown(tables) for tables in quantities if tables)]
-    )
+def _markdown(verdict: Verdict, facts: Facts, *quantities: Sequence[Table]) -> str:
+    begins = [f"Windows are {facts.settings['windows']}.\n"] if "windows" in facts.settings else []
+    tables = (table.markdown(tables) for tables in quantities if tables)
+    return "\n".join([f"**{verdict.sentence}**\n", *begins, *tables])
 
 
 def _json(verdict: Verdict, tables: Sequence[Table], records: Mapping[Cell, Record], facts: Facts) -> str:

@@ -222,6 +222,12 @@ def warnings(records: Mapping[Cell, Record]) -> dict[Cell, str]:
     return {cell: record["warning"] for cell, record in records.items() if record.get("warning")}
 
 
+def beginnings(records: Mapping[Cell, Record]) -> list[str]:
+    """What scored windows begin with, each once; records of earlier releases don't tell."""
+    scores = [score for record in finished(records).values() for score in record["scores"].values()]
+    return sorted({score["beginning"] for score in scores if "beginning" in score})
+
+
 def versions(records: Iterable[Record]) -> dict[str, list[str]]:
     """Every version that a record names, by package."""
     found: dict[str, set[str]] = defaultdict(set)

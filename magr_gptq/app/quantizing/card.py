@@ -11,6 +11,7 @@ from typing import Any
 from magr_gptq.app.quantizing.engines import ENGINES, loading
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.verifying import Loaded
+from magr_gptq.app.text import windows_in_words
 
 CITATION = """\
 @inproceedings{zhang2024magr,
@@ -57,12 +58,14 @@ def front_matter(job: Job) -> str:
 def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     magr = "off" if job.magr is None else f"`{json.dumps(job.magr)}`" if job.magr else "the default settings"
     windows = f"{job.samples} random windows of {outcome.seqlen} tokens"
+    begins = windows_in_words(job.cut, [outcome.beginning])
     yield f"- Base model: {_name(job.model)}"
     yield f"- Bits: {job.bits}"
     yield f"- Group size: {'the whole row' if job.group_size == -1 else job.group_size}"
     yield f"- Symmetric: {_yes(job.sym)}; desc_act: {_yes(job.desc_act)}"
     yield f"- MagR: {magr}"
     yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
+    yield f"- Windows: {begins}"
     if job.runtime:
         yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())

@@ -39,7 +39,9 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     check_space(Path(job.out), folder, job.bits, job.group_size, copies)
     model = read_model(folder, job.trust_remote_code)
     tell("stage", text="reading the calibration text")
-    windows = model.windows(job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed)
+    windows = model.windows(
+        job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed, cut=job.cut
+    )
     _check_length(job.engine, len(windows[0]))
     require_savable(model.tokenizer, job.engine)
     seconds, report = _quantize(replace(job, model=str(folder)), model.config, windows, tell)
@@ -47,6 +49,7 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
         # GPTQModel saves it by itself, under a class name that older transformers know
         model.tokenizer.save_pretrained(job.out)
     outcome = _outcome(job, seconds, len(windows[0]), report)
+    outcome = replace(outcome, beginning=model.beginning(job.cut))
     # stderr is the run's log
     print(json.dumps(outcome.totals, indent=1), outcome.warning or "", sep="\n", file=sys.stderr)
     return asdict(outcome)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from magr_score.windows import TOKENIZER
+
 
 @dataclass(frozen=True)
 class Job:
@@ -14,6 +16,7 @@ class Job:
     engine: of `magr_gptq.app.quantizing.engines`. rounding: "gptq" or "nearest".
     runtime: what it is made for, of `magr_gptq.app.quantizing.runtimes`.
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
+    cut: of `magr_score.windows.CUTS`, how the calibration windows begin.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
     allow_pickle: load weights from pickle files, which can run code, too.
@@ -32,6 +35,7 @@ class Job:
     samples: int = 128
     seqlen: int = 2048
     seed: int = 0
+    cut: str = TOKENIZER
     magr: dict[str, Any] | None = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
@@ -50,6 +54,7 @@ class Outcome:
     """A finished job.
 
     seconds: in the toolkit's quantize().   seqlen: tokens a window, after the model's limit.
+    beginning: what every calibration window begins with, such as <bos>; empty for the text's own tokens.
     summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
     layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
     loaded: what each loader made of the checkpoint, see `Loaded`; empty where none was tried.
@@ -58,6 +63,7 @@ class Outcome:
     seconds: float
     seqlen: int
     versions: dict[str, str]
+    beginning: str = ""
     summary: str | None = None
     warning: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
