@@ -6,7 +6,7 @@
 #         8 bits come back both ways. Those of 3, 5, 6 and 7 bits come back wrong without an error, old to new and new
 #         to old; the format's name in config.json is the same.
 # Why:    a 3-bit checkpoint from llm-compressor before the change reads as noise after it, in vLLM as elsewhere.
-# Ours:   the docs say which widths are safe, and to read the others with the release that wrote them.
+# Ours:   the run's log names the release at these widths; the docs say which are safe.
 . "$(dirname "$0")/lib.sh"
 cat >"$WORK/codes.py" <<'PY'
 import sys

@@ -6,7 +6,7 @@
 #         the start of the full name: without ".*" before it, q_proj matches no layer, and nothing says so.
 # Why:    "these layers at 8 bits, leave out the rest" leaves out all; a plan whose patterns match nothing
 #         runs to its end and saves a model of the default bits.
-# Ours:   nothing yet for patterns; the report of a run names the layers that were done, and how many.
+# Ours:   a pattern that sets magr and reaches no layer is told of in the log, and in the run's warning.
 . "$(dirname "$0")/lib.sh"
 install $TOOLKITS
 see <<'PY'

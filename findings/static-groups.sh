@@ -9,7 +9,7 @@
 #         layer of more than one group. Quark's static_groups=False, the reverse, leaves the last group's
 #         scale in the place of all.
 # Why:    the option is copied from recipe to recipe; only the order that goes with it makes it right or wrong.
-# Ours:   the docs say to set act_group_aware=False with GPTQModel's static groups.
+# Ours:   with magr the pair is refused, by name; the docs say to set act_group_aware=False.
 . "$(dirname "$0")/lib.sh"
 install $TOOLKITS
 see <<'PY'

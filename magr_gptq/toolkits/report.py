@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -88,11 +88,14 @@ class RunReport:
     """All layers of one run; shared, not copied, by the per-layer copies of a config.
 
     dropped: how many calibration rows were too short for the toolkit.
+
+    notes: what to tell of the run's settings.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notes: Sequence[str] = ()) -> None:
         self.layers: list[LayerReport] = []
         self.dropped = 0
+        self.notes = list(notes)
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunReport:
@@ -100,7 +103,7 @@ class RunReport:
 
     def __getstate__(self) -> dict[str, Any]:
         # a lock can't be pickled, and configs are
-        return {"layers": self.layers, "dropped": self.dropped}
+        return {"layers": self.layers, "dropped": self.dropped, "notes": self.notes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__()  # type: ignore[misc]
@@ -156,9 +159,9 @@ class RunReport:
         }
 
     def warning(self) -> str | None:
-        """What to tell where many layers were not reduced, rows were dropped, or scales lose digits."""
+        """The notes, and what to tell where many layers stayed, rows were dropped, or scales lose digits."""
         share = len(self.skipped) / max(1, len(self.layers))
-        texts = []
+        texts = list(self.notes)
         if share > LIMIT:
             reasons = (
                 f"{row['layers']} {row['outcome']}: {row['reason']}" for row in self.totals()["reasons"]
@@ -185,13 +188,18 @@ class RunReport:
 
 
 @contextmanager
-def reported_run(config: Any) -> Iterator[RunReport]:
+def reported_run(config: Any, notes: Sequence[str] = ()) -> Iterator[RunReport]:
     """A run with `magr` on: opens `config.magr_report`; logs its summary and its warning where it succeeds.
+
+    Args:
+        notes: what to tell of the settings, before the work and after it.
 
     Raises:
         NothingReducedError: the run went through, and no layer was reduced.
     """
-    report = config.magr_report = RunReport()
+    report = config.magr_report = RunReport(notes)
+    for note in notes:
+        log.warning("magr: %s", note)
     forget_failures()
     yield report
     report.require_some()

@@ -13,6 +13,7 @@ import pytest
 import torch
 from bad_models import save_tiny
 from problems import hessian_of, weight_of
+from safetensors.torch import load_file
 from seams import layers_given, orders_given
 from short_memory import CALLS, end_memory
 from tiny import calibration_rows, save_tiny_model
@@ -31,9 +32,11 @@ from gptqmodel_runs import load, quantize, run_vanilla
 
 from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.layers import full_report
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter
-from magr_gptq.toolkits.report import LayerReport
+from magr_gptq.toolkits.gptqmodel import config as config_field
+from magr_gptq.toolkits.report import LayerReport, RunReport
 
 pytestmark = pytest.mark.long
 
@@ -196,6 +199,32 @@ def test_dynamic_can_switch_magr_on_for_one_module(tiny, switched_on) -> None:
     ]
 
 
+def test_a_dynamic_pattern_that_reaches_no_layer_is_told_of(tiny, switched_on, caplog) -> None:
+    paper = {"magr": {"preset": "paper"}}
+    dynamic = {
+        r"+:q_proj": paper,
+        r"+:.*v_proj": paper,
+        r"+:.*(o|k)_proj": paper,
+        r"+:.*layers.0.mlp.*": {"bits": 4},
+        r"-:.*(v|o)_proj": {},
+    }
+    model = quantize(tiny["llama"], bits=3, group_size=32, magr=True, dynamic=dynamic)
+    nothing, defeated = notes = model.quantize_config.magr_report.notes
+    assert nothing.startswith("the dynamic pattern '+:q_proj', which sets magr, matches no layer; ")
+    assert defeated.startswith("the dynamic pattern '+:.*v_proj' sets magr for 1 layers, and a '-:' pattern")
+    assert model.quantize_config.magr_report.warning() == "; ".join(notes)
+    for note in notes:
+        # before the work, and at its end
+        assert caplog.text.count(note) == 2
+
+
+def test_a_pattern_that_a_checkpoint_keeps_is_told_of_by_the_command(tmp_path) -> None:
+    seen = RunReport(["a pattern matches no layer"])
+    whole = full_report(Job("model", "out", "text"), seen, ["a", "b"], {})
+    assert whole.warning().startswith("a pattern matches no layer; 2 of 2 layers")
+    assert pickle.loads(pickle.dumps(seen)).notes == seen.notes
+
+
 def test_setting_is_saved_under_meta_and_comes_back(tiny, tmp_path, switched_on) -> None:
     dynamic = {r"+:.*down_proj": {"magr": magr_gptq.MagRConfig(alpha=1e-3)}}
     model = quantize(tiny["llama"], bits=3, group_size=32, magr={"beta": 0.9}, dynamic=dynamic)
@@ -242,6 +271,43 @@ def test_bad_settings_are_refused_when_the_config_is_made(place: str, switched_o
         QuantizeConfig(bits=3, group_size=32, **settings)
 
 
+@pytest.mark.parametrize(
+    "dynamic", [None, {r"+:.*q_proj": {"static_groups": True}}, {r"+:.*q_proj": {"magr": True}}], ids=str
+)
+def test_static_groups_with_the_toolkits_order_are_refused(dynamic, switched_on) -> None:
+    settings = {"bits": 3, "group_size": 32, "dynamic": dynamic, "device": "cpu"}
+    whole = dynamic is None or "static_groups" not in str(dynamic)
+    settings |= {"static_groups": whole, "magr": "magr" not in str(dynamic)}
+    with pytest.raises(ValueError, match="other groups for reordered columns; set act_group_aware=False"):
+        QuantizeConfig(**settings)
+    assert QuantizeConfig(**settings, act_group_aware=False)
+    assert QuantizeConfig(**settings, desc_act=True)
+    assert QuantizeConfig(bits=3, group_size=32, static_groups=True, device="cpu")
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_static_groups_with_the_toolkits_order_are_wrong(dead: bool, switched_on, monkeypatch) -> None:
+    """Why they are refused: MagR's order makes the toolkit's the identity, but not with a dead column."""
+    weight, hessian = weight_of(64, 128) * torch.tensor([8.0, 4, 2, 1]).repeat_interleave(32), hessian_of(128)
+    if dead:
+        hessian[[5, 40]], hessian[:, [5, 40]] = 0, 0
+
+    def loss(**settings) -> float:
+        error = weight - run_layer(weight, hessian, 3, group_size=32, **settings)[0].float()
+        return float((error @ hessian * error).sum())
+
+    both = {"static_groups": True, "act_group_aware": True}
+    assert loss(**both) > 2 * loss(act_group_aware=True)
+    right = loss(magr=True)
+    assert loss(magr=True, static_groups=True) == pytest.approx(right, rel=1e-3)
+    monkeypatch.setattr(config_field, "check_static_groups", lambda _: None)
+    if dead:
+        assert loss(magr=True, **both) > 2 * right
+    else:
+        assert loss(magr=True, **both) == pytest.approx(right, rel=1e-3)
+    assert loss(magr={"preset": "paper"}, **both) > 2 * loss(magr={"preset": "paper"})
+
+
 @pytest.mark.parametrize("dead", [False, True])
 def test_desc_act_groups_are_the_toolkits(dead: bool, switched_on, monkeypatch) -> None:
     """Along the order that MagR is given, the toolkit's own g_idx counts up group by group."""
@@ -257,7 +323,8 @@ def run_layer(weight, hessian, bits: int = 2, **settings):
     """One layer through the toolkit's GPTQ.quantize with this very Hessian."""
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight.data.copy_(weight)
-    config = QuantizeConfig(bits=bits, act_group_aware=False, offload_to_disk=False, device="cpu", **settings)
+    settings = {"act_group_aware": False, **settings}
+    config = QuantizeConfig(bits=bits, offload_to_disk=False, device="cpu", **settings)
     task = GPTQ(layer, qcfg=config)
     task.quantizer.configure(perchannel=True)
     task.H, task.nsamples = hessian.clone(), 1024
@@ -480,6 +547,24 @@ def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
         config = engine._quantize_config(job)
     assert (config.mse, config.damp_percent, config.act_group_aware) == (2.0, 0.02, False)
     assert config.magr == magr_gptq.MagRConfig()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_engine_keeps_the_models_dtype_on_a_cpu(dtype: torch.dtype, tmp_path) -> None:
+    """GPTQModel's own default makes bfloat16 of a float16 model there."""
+    folder = save_tiny_model("llama", tmp_path / "model")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"torch_dtype": str(dtype).split(".")[1]}))
+    job = Job(str(folder), str(tmp_path / "out"), "text", bits=4, group_size=32)
+    with magr_gptq.enabled("gptqmodel"):
+        engine.quantize(
+            job, AutoConfig.from_pretrained(folder), calibration_rows().tolist(), 8, lambda _: None
+        )
+    (file,) = (tmp_path / "out").glob("*.safetensors")
+    kept = {name: t for name, t in load_file(file).items() if name.endswith((".weight", "norm.weight"))}
+    assert {tensor.dtype for tensor in kept.values()} == {dtype}
+    assert len(kept) >= 4
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).split(".")[1]
 
 
 def test_finished_layers_wait_inside_the_output_folder_and_leave_no_trace(

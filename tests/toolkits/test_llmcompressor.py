@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.recipe import Recipe
 from llmcompressor_runs import digests, quantize, run_script, scheme, weights
+from loguru import logger
 from safetensors.torch import load_file
 
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
@@ -93,6 +95,16 @@ def test_every_layer_is_reduced_and_reported(tiny, tmp_path) -> None:
     assert all(layer.largest_after < layer.largest_before for layer in report.layers)
     assert all(0 < layer.loss < 1 and layer.plain_share < 1 for layer in report.layers)
     assert {(layer.bits, layer.group_size) for layer in report.layers} == {(3, 32)}
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_widths_that_releases_pack_differently_are_told_with_the_release(bits: int, tiny, tmp_path) -> None:
+    told: list[str] = []
+    sink = logger.add(lambda message: told.append(str(message)), level="WARNING")
+    quantize([modifier(bits, 32)], tiny, tmp_path / "out")
+    logger.remove(sink)
+    named = f"3-bit weights are packed as compressed-tensors {version('compressed-tensors')} packs them"
+    assert any(named in message for message in told) == (bits == 3)
 
 
 def test_yaml_recipes_name_the_modifier_once_enabled(tiny, tmp_path) -> None:

@@ -38,7 +38,7 @@ def full_report(
     """MagR's report, with the layers that it lacks, those where the toolkit fell back, those in 16 bits."""
     # a layer that the toolkit tried twice is there twice, and the last one holds
     known = {layer.name: layer for layer in seen.layers}
-    report = RunReport()
+    report = RunReport(seen.notes)
     report.dropped = seen.dropped
     for name in dict.fromkeys([*names, *known, *fallbacks]):
         why = UNSEEN if job.magr is not None else None

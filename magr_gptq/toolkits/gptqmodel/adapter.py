@@ -73,10 +73,15 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = getattr(config, "magr", None) or any(o["magr"] for o in config_field.overrides(config))
         if not asked:
             return original(self, *args, **kwargs)
-        with reported_run(config):
+        with reported_run(config, config_field.unheard(config, _matrices(self.model))):
             return original(self, *args, **kwargs)
 
     return quantize
+
+
+def _matrices(model: torch.nn.Module) -> list[str]:
+    """The full names of modules with a weight matrix."""
+    return [name for name, m in model.named_modules() if getattr(getattr(m, "weight", None), "ndim", 0) > 1]
 
 
 def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
@@ -91,6 +96,7 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     config.magr = config_field.as_written(getattr(config, "magr", None), config)
     for override in config_field.overrides(config):
         override["magr"] = config_field.as_written(override["magr"], config)
+    config_field.check_static_groups(config)
     with reported_run(config), resume.report_kept():
         return quantize()
 

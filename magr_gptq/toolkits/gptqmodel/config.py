@@ -12,7 +12,7 @@ What is touched:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gptqmodel.quantization import config as config_module
@@ -38,6 +38,8 @@ def _init(original: Callable[..., None]) -> Callable[..., None]:
         self.magr_report = RunReport()
         for override in overrides(self):
             override["magr"] = as_written(override["magr"], self)
+        if stored is None:  # a checkpoint that is loaded is done
+            check_static_groups(self)
 
     return init
 
@@ -63,9 +65,47 @@ def _parse(setting: Any, config: Any) -> MagRConfig | None:
     return magr
 
 
+def check_static_groups(config: Any) -> None:
+    """ValueError where the toolkit would give reordered columns the scales of other groups.
+
+    It does so with `static_groups` and `act_group_aware`, and nothing shows it. MagR's order of columns makes
+    the toolkit's the identity, but not where a column is dead, nor in layers that MagR leaves aside.
+    """
+    for override in ({}, *(o for o in (config.dynamic or {}).values() if isinstance(o, dict))):
+        names = ("magr", "static_groups", "act_group_aware", "desc_act")
+        magr, static, aware, ordered = (override.get(name, getattr(config, name, None)) for name in names)
+        if magr and static and aware and not ordered:
+            raise ValueError(
+                "static_groups=True with act_group_aware=True, which is GPTQModel's default, takes the "
+                "scales of other groups for reordered columns; set act_group_aware=False, as MagR orders "
+                "columns itself"
+            )
+
+
 def overrides(config: Any) -> list[dict[str, Any]]:
     """The per-module `dynamic` overrides that set `magr`."""
     return [o for o in (config.dynamic or {}).values() if isinstance(o, dict) and "magr" in o]
+
+
+def unheard(config: Any, names: Sequence[str]) -> list[str]:
+    """What to tell of `dynamic` patterns that set `magr` for not one of the layers with these names."""
+    found = []
+    for pattern, override in (config.dynamic or {}).items():
+        if pattern.startswith("-:") or not isinstance(override, dict) or "magr" not in override:
+            continue
+        alone = {pattern: override}
+        matched = [name for name in names if config_module.dynamic_get(alone, name) is not None]
+        if not matched:
+            found.append(
+                f"the dynamic pattern {pattern!r}, which sets magr, matches no layer; patterns are matched "
+                "from the start of a layer's full name"
+            )
+        elif all(config.dynamic_get(name) is False for name in matched):
+            found.append(
+                f"the dynamic pattern {pattern!r} sets magr for {len(matched)} layers, and a '-:' pattern "
+                "leaves them all out, as it does wherever it stands"
+            )
+    return found
 
 
 def _update_meta(original: Callable[..., None]) -> Callable[..., None]:

@@ -48,6 +48,7 @@ from magr_gptq.toolkits.layer_step import (
     first_line,
     quantize_together,
 )
+from magr_gptq.toolkits.llmcompressor.packing import packing_note
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport, RunReport
@@ -130,6 +131,9 @@ class MagRGPTQModifier(GPTQModifier):
             self._complete_report()
             self._magr_report.require_some()
             logger.info(self._magr_report.summary())
+            for bits in sorted({layer.bits for layer in self._magr_report.layers}):
+                if note := packing_note(bits):
+                    logger.warning(note)
             if warning := self._magr_report.warning():
                 logger.warning("magr, not as intended: {}", warning)
         return finalized

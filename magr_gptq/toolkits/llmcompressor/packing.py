@@ -1,0 +1,19 @@
+"""Widths whose packing differs between releases of compressed-tensors, under one name of the format."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+# findings/compressed-tensors-3-bits.sh
+AMBIGUOUS = (3, 5, 6, 7)
+
+
+def packing_note(bits: int) -> str | None:
+    """What to tell with a checkpoint of these bits; None where every release packs them alike."""
+    if bits not in AMBIGUOUS:
+        return None
+    return (
+        f"{bits}-bit weights are packed as compressed-tensors {version('compressed-tensors')} packs them; "
+        "releases up to 0.16 and those after it read each other's 3, 5, 6 and 7 bits wrongly, without an "
+        "error: load the checkpoint with the release that wrote it"
+    )
