@@ -98,6 +98,15 @@ MUTATIONS = [
     Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),
     Mutation("reduction/shrinkage.py", "diagonal.copy_(kept)", "pass", "shrinkage"),
     Mutation("reduction/shrinkage.py", "(live * (live - 1))", "(live * live)", "shrinkage"),
+    Mutation("reduction/shrinkage.py", "share = 2 / tokens", "share = 1 / tokens", "shrinkage"),
+    Mutation("reduction/shrinkage.py", ", rho.to(values))", ", rho.to(values) + 1)", "shrinkage"),
+    Mutation("reduction/shrinkage.py", "torch.where(live, values - mean, 0)", "values - mean", "shrinkage"),
+    Mutation(
+        "toolkits/layer_step.py",
+        "even_(shrink_(hessian, rho), rho, given.tokens)",
+        "shrink_(hessian, rho)",
+        "layer_step",
+    ),
     Mutation("reduction/kernels/fusing.py", "if name not in _failed:", "if True:", "kernels"),
     Mutation("reduction/kernels/fusing.py", "torch.cuda.device_of(matrix)", "nullcontext()", "kernels"),
     Mutation(

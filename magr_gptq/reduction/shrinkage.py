@@ -11,6 +11,12 @@ Applications in Genetics and Molecular Biology 4, 2005, after O. Ledoit and M. W
 Analysis 88, 2004.) The share ρ follows from the Hessian and the number of its tokens; there is no constant to
 choose. Nothing depends on the Hessian's factor, nor on the scale of single columns: a column a thousand times
 as loud as the others, as attention sinks make them, does not drown them as a multiple of the identity would.
+
+A handful of tokens is not certain of single columns either: one that they happened to leave quiet is not
+free. So a part λ ≤ ρ of that share goes to the mean of the diagonal, much as R. Opgen-Rhein and K. Strimmer
+shrink variances (Statistical Applications in Genetics and Molecular Biology 6, 2007; they take the median):
+
+    H ← (1 − ρ)H + (ρ − λ)·diag(H) + λ·mean(diag(H))·I
 """
 
 from __future__ import annotations
@@ -58,6 +64,29 @@ def shrink_(hessian: Tensor, rho: Tensor) -> Tensor:
     kept = diagonal.clone()
     hessian.mul_((1 - rho).to(hessian)[..., None, None])
     diagonal.copy_(kept)
+    return hessian
+
+
+def even_(hessian: Tensor, rho: Tensor, tokens: float) -> Tensor:
+    """Move the diagonal towards its mean by a share λ of at most ρ, in place; pairs stay as they are.
+
+    2h²/n is the variance of a diagonal entry h from n independent Gaussian tokens, and (h − mean)² is what
+    moving it to the mean would cost. The least expected error is at λ = (2/n)Σh² / Σ(h − mean)². Up to ρ the
+    whole stays positive semidefinite, and its trace what it was.
+
+    Args:
+        hessian: as `shrink_` returns it, [..., columns, columns]; changed and returned. Columns that no input
+            reached count as none. rho: [...], the share that it was shrunk by. tokens: n.
+    """
+    diagonal = diagonal_of(hessian)
+    values = diagonal.double()
+    live = values > 0
+    mean = values.sum(-1, keepdim=True) / live.sum(-1, keepdim=True).clamp_min(1)
+    away = torch.where(live, values - mean, 0)
+    share = 2 / tokens * values.square().sum(-1) / away.square().sum(-1)
+    # 0/0 where no column is live
+    share = torch.minimum(share.nan_to_num(0, posinf=torch.inf), rho.to(values))
+    diagonal.sub_(share[..., None] * away)
     return hessian
 
 

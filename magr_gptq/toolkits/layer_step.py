@@ -16,7 +16,7 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
 from magr_gptq.rounding.layer import Layer, apart, prepare
 from magr_gptq.rounding.order import back_in_place, importance_order
 from magr_gptq.rounding.rounded import Rounded
@@ -139,7 +139,7 @@ def _regularised(given: Given) -> _Ready:
     share = order = None
     if given.tokens and plan.shrinks:
         rho = shrinkage(hessian, given.tokens)
-        shrink_(hessian, rho)
+        even_(shrink_(hessian, rho), rho, given.tokens)
         share = float(rho)
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)

@@ -33,7 +33,8 @@ class LayerReport:
     loss: tr((Ŵ − Q)H(Ŵ − Q)ᵀ)/tr(ŴHŴᵀ).   plain_loss: that of plain GPTQ, where rows could choose it.
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
-    tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
+    tokens: how many the Hessian of so many `columns` is made of.
+    shrinkage: the share by which its pairs were shrunk.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
@@ -50,6 +51,7 @@ class LayerReport:
     plain_share: float | None = None
     unimproved: int = 0
     tokens: int | None = None
+    columns: int | None = None
     shrinkage: float | None = None
     subnormal: float = 0.0
     skipped: str | None = None
@@ -79,8 +81,8 @@ class LayerReport:
             name, bits, group_size, settled.beta,
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
-            unimproved=settled.unimproved, tokens=done.tokens, shrinkage=done.shrinkage,
-            subnormal=done.subnormal,
+            unimproved=settled.unimproved, tokens=done.tokens, columns=settled.rounded.weight.shape[1],
+            shrinkage=done.shrinkage, subnormal=done.subnormal,
         )  # fmt: skip
 
 
@@ -88,7 +90,6 @@ class RunReport:
     """All layers of one run; shared, not copied, by the per-layer copies of a config.
 
     dropped: how many calibration rows were too short for the toolkit.
-
     notes: what to tell of the run's settings.
     """
 
@@ -124,6 +125,17 @@ class RunReport:
         """The layers where it stepped aside, each with its reason."""
         return [layer for layer in self.layers if layer.reason is not None]
 
+    def few_tokens(self) -> str | None:
+        """Which layers had fewer calibration tokens than columns, with the numbers; None where none had."""
+        few = [one for one in self.layers if one.tokens and one.columns and one.tokens < one.columns]
+        if not few:
+            return None
+        least = min(few, key=lambda one: (one.tokens or 0) / (one.columns or 1))
+        return (
+            f"{len(few)} of {len(self.layers)} layers had fewer calibration tokens than columns, such as "
+            f"{least.name} with {least.tokens:,} for {least.columns:,}"
+        )
+
     def summary(self) -> str:
         """One line for a log: how many layers were reduced, and why the others were not."""
         reasons = sorted({layer.reason for layer in self.skipped if layer.reason})
@@ -131,6 +143,8 @@ class RunReport:
         unimproved = sum(layer.unimproved for layer in self.layers)
         if unimproved:
             text = f"{text}; {unimproved} rows keep their original weight, as the solver found none better"
+        if few := self.few_tokens():
+            text = f"{text}; {few}"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
     def require_some(self) -> None:
@@ -146,7 +160,10 @@ class RunReport:
         return [{**asdict(layer), "outcome": layer.outcome} for layer in self.layers]
 
     def totals(self) -> dict[str, Any]:
-        """How many layers had which outcome, and for which reason; ready for JSON."""
+        """How many layers had which outcome, and for which reason; ready for JSON.
+
+        `few_tokens` is there where a layer had too few to tell of.
+        """
         reasons = Counter((layer.outcome, layer.reason) for layer in self.skipped)
         return {
             "layers": len(self.layers),
@@ -156,6 +173,7 @@ class RunReport:
                 {"outcome": outcome, "reason": reason, "layers": count}
                 for (outcome, reason), count in reasons.most_common()
             ],
+            **({"few_tokens": few} if (few := self.few_tokens()) else {}),
         }
 
     def warning(self) -> str | None:

@@ -118,6 +118,12 @@ def test_the_citation_is_the_readmes() -> None:
     assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_too_few_tokens_are_told_of() -> None:
+    told = "1 of 4 layers had fewer calibration tokens than columns, such as q_proj with 50 for 64"
+    card = model_card(JOB, replace(OUTCOME, totals={**TOTALS, "few_tokens": told}))
+    assert f"\n{told}. More calibration text may help.\n" in card
+
+
 def test_how_windows_begin_is_said() -> None:
     assert "- Windows: as the tokenizer makes them: nothing is put" in model_card(JOB, OUTCOME)
     assert ": `<bos>` at the start of each\n" in model_card(JOB, replace(OUTCOME, beginning="<bos>"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,9 +19,13 @@ from tiny import save_tiny_model
 from magr_gptq.app.cli import demo as demo_module
 from magr_gptq.app.cli import doctor as doctor_module
 from magr_gptq.app.cli import quantize as quantize_module
+from magr_gptq.app.quantizing import child
+from magr_gptq.app.quantizing.engines import find_engine
+from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import windows_in_words
 from magr_gptq.toolkits import SeamError, installed
+from magr_gptq.toolkits.report import RunReport
 
 pytestmark = pytest.mark.long
 
@@ -168,6 +174,28 @@ def test_windows_are_whole_and_begin_as_the_tokenizer_begins_a_text(cut: str, wo
     score = ["perplexity", "out", "prose.txt", "--engine", installed()[0], "--seqlen", "64", "--cut", cut]
     done = subprocess.run([sys.executable, "-I", "-m", "magr_score", *score], capture_output=True, text=True)
     assert json.loads(done.stdout)["beginning"] == beginning, done.stderr
+
+
+@pytest.mark.parametrize("cut", ["tokenizer", "stream"])
+def test_an_engine_is_given_windows_as_the_job_has_them(cut: str, monkeypatch) -> None:
+    seen: list[list[int]] = []
+
+    def keep(_job, _config, windows, *_):
+        seen.extend(windows)
+        return 0.0, RunReport()
+
+    found = find_engine(installed()[0])
+    fake = SimpleNamespace(
+        least_tokens=1, toolkit=found.toolkit, distribution=found.distribution, quantize=keep
+    )
+    monkeypatch.setattr(child, "ENGINES", {"fake": fake})
+    model = save_tiny_model("llama", Path("begins"), begins=True)
+    job = Job(str(model), "out", "prose.txt", engine="fake", samples=5, seqlen=16, cut=cut)
+    child.perform(asdict(job), lambda *_, **__: None)
+    assert [len(window) for window in seen] == [16] * 5
+    # 0 is what the tokenizer puts before a text
+    assert [window[0] == 0 for window in seen] == [cut == "tokenizer"] * 5
+    assert not any(0 in window[1:] for window in seen)
 
 
 def weights_are_those_that_the_file_describes(folder: Path) -> None:

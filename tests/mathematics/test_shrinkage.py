@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
 
 
 def tokens_of(count: int, columns: int, seed: int = 0) -> Tensor:
@@ -132,3 +132,79 @@ def test_a_batch_is_as_one_after_another() -> None:
     assert shares.tolist() == pytest.approx([share_of(one) for one in tokens], rel=1e-12)
     for one, rho, together in zip(hessians, shares, shrink_(hessians.clone(), shares), strict=True):
         torch.testing.assert_close(shrink_(one.clone(), rho), together)
+
+
+def obvious_evenness(tokens: Tensor) -> float:
+    """λ before it is bounded by ρ, entry by entry."""
+    sizes = [float(column @ column) for column in tokens.T]
+    mean = sum(sizes) / len(sizes)
+    return 2 / len(tokens) * sum(h * h for h in sizes) / sum((h - mean) ** 2 for h in sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("count", "columns"), [(7, 20), (40, 8), (500, 16)])
+def test_the_diagonal_goes_to_its_mean_by_the_share_that_its_entries_give(count, columns, dtype) -> None:
+    tokens = tokens_of(count, columns)
+    share, hessian = obvious_evenness(tokens), (tokens.T @ tokens).to(dtype)
+    assert 0 < share < 0.9
+    found = even_(hessian.clone(), torch.tensor(0.95), count)
+    mean = hessian.diagonal().mean()
+    wanted = hessian - share * hessian.diagonal().diag() + share * mean * torch.eye(columns, dtype=dtype)
+    torch.testing.assert_close(found, wanted)
+    assert float(found.trace()) == pytest.approx(float(hessian.trace()), rel=1e-5)
+
+
+def test_no_more_of_the_diagonal_is_moved_than_pairs_were_shrunk_by() -> None:
+    tokens = tokens_of(2, 30)
+    hessian = tokens.T @ tokens
+    rho = shrinkage(hessian, 2000)
+    assert float(rho) < obvious_evenness(tokens) / 1000 < 1
+    found = even_(shrink_(hessian.clone(), rho), rho, 2)
+    mean = hessian.diagonal().mean() * torch.eye(30, dtype=torch.float64)
+    torch.testing.assert_close(found, (1 - rho) * hessian + rho * mean)
+    # of rank 2 before
+    assert float(torch.linalg.eigvalsh(found).min()) > 0
+
+
+def test_a_diagonal_that_went_to_its_mean_is_as_near_to_the_truth_as_the_best_fixed_share_brings_it() -> None:
+    count, columns = 12, 16
+    truth = torch.linspace(0.2, 2, columns, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(6)
+    fixed = torch.linspace(0, 1, 51, dtype=torch.float64)
+    errors, own = torch.zeros(51, dtype=torch.float64), 0.0
+    for _ in range(300):
+        sample = torch.randn(count, columns, generator=generator, dtype=torch.float64) * truth.sqrt()
+        found = sample.square().mean(0)
+        moved = found + fixed[:, None] * (found.mean() - found)
+        errors += (moved - truth).square().sum(-1)
+        evened = even_(found.diag(), torch.tensor(1.0), count).diagonal()
+        own += float((evened - truth).square().sum())
+    assert 0.1 < float(fixed[errors.argmin()]) < 0.9
+    assert own < 1.2 * float(errors.min())
+    assert own < 0.7 * float(errors[0])
+
+
+def test_columns_that_no_input_reached_stay_out_of_the_mean_and_zero() -> None:
+    tokens = tokens_of(30, 12)
+    padded = torch.zeros(30, 15, dtype=torch.float64)
+    padded[:, 2:14] = tokens
+    rho = torch.tensor(0.9)
+    found = even_(padded.T @ padded, rho, 30)
+    torch.testing.assert_close(found[2:14, 2:14], even_(tokens.T @ tokens, rho, 30))
+    assert not found[[0, 1, 14]].any()
+    assert not even_(torch.zeros(3, 3), rho, 30).any()
+
+
+def test_equal_columns_stay_and_many_tokens_leave_the_diagonal_alone() -> None:
+    assert torch.equal(even_(torch.eye(4), torch.tensor(0.5), 3), torch.eye(4))
+    hessian = torch.tensor([1.0, 3.0]).diag()
+    few, many = (even_(hessian.clone(), torch.tensor(1.0), n).diagonal()[0] - 1 for n in (100, 100_000))
+    assert float(many) == pytest.approx(float(few) / 1000, rel=1e-2)
+
+
+def test_a_batch_of_diagonals_is_as_one_after_another() -> None:
+    tokens = torch.stack([tokens_of(30, 12, seed) for seed in range(3)])
+    hessians, rho = tokens.mT @ tokens, torch.tensor([0.01, 0.2, 0.9])
+    together = even_(hessians.clone(), rho, 30)
+    for one, share, found in zip(hessians, rho, together, strict=True):
+        torch.testing.assert_close(even_(one.clone(), share, 30), found)

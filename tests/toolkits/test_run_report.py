@@ -77,6 +77,21 @@ def test_a_report_has_every_layer_once() -> None:
     }
 
 
+def test_layers_with_fewer_tokens_than_columns_are_named_with_the_numbers() -> None:
+    report = RunReport()
+    report.add(LayerReport("plenty", 3, 64, tokens=768, columns=768))
+    report.add(LayerReport("uncounted", 3, 64, columns=768))
+    assert report.few_tokens() is None
+    assert "few_tokens" not in report.totals()
+    report.add(LayerReport("experts.1", 3, 64, tokens=400, columns=768))
+    report.add(LayerReport("experts.2", 3, 64, tokens=1300, columns=11008))
+    told = "2 of 4 layers had fewer calibration tokens than columns, such as experts.2 with 1,300 for 11,008"
+    assert report.few_tokens() == report.totals()["few_tokens"] == told
+    assert told in report.summary()
+    # which are no fault: MagR shrinks what few tokens say
+    assert "calibration tokens" not in (report.warning() or "")
+
+
 def test_the_warning_starts_above_a_tenth() -> None:
     report = RunReport()
     for index in range(18):

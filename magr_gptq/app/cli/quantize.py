@@ -260,3 +260,5 @@ def show_totals(outcome: Outcome) -> None:
     console.print(f"{totals['layers']} layers: {counts}")
     for row in totals["reasons"]:
         console.print(f"  {row['layers']} {row['outcome']}: {escape(row['reason'])}", soft_wrap=True)
+    if few := totals.get("few_tokens"):
+        console.print(f"{few}. More calibration text may help.", markup=False, soft_wrap=True)

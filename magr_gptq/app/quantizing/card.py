@@ -77,6 +77,8 @@ def _layers(outcome: Outcome) -> Iterator[str]:
     yield f"{totals['layers']} layers were quantized: {counts}. Each one is in `magr.json`."
     for row in totals["reasons"]:
         yield f"- {row['layers']} {row['outcome']}: {row['reason']}"
+    if few := totals.get("few_tokens"):
+        yield f"\n{few}. More calibration text may help."
     shrunk = [_shrinkage(layer) for layer in outcome.layers if layer["outcome"] == "reduced"]
     if shrunk:
         yield (
