@@ -34,6 +34,8 @@ class LayerReport:
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
     tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
+    correction: the share, 0 to 1, that was taken of the correction towards the unquantized model's output; None
+        where the layer's own output was the target.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
@@ -51,6 +53,7 @@ class LayerReport:
     unimproved: int = 0
     tokens: int | None = None
     shrinkage: float | None = None
+    correction: float | None = None
     subnormal: float = 0.0
     skipped: str | None = None
     aside: str = "skipped"
@@ -80,7 +83,7 @@ class LayerReport:
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
             unimproved=settled.unimproved, tokens=done.tokens, shrinkage=done.shrinkage,
-            subnormal=done.subnormal,
+            correction=done.correction, subnormal=done.subnormal,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ What is touched, why there, all undone by `Patches.undo`:
 - `models.base.BaseQModel.quantize`: opens a report for each run, raises where no layer was reduced.
 - `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
   see `resume`.
+- the looper's passes over the batches, where a layer aims at the unquantized model's output; see `chain`.
 
 Called and left as they are: `CALLED` of a task, whose absence would end the process at the first layer.
 """
@@ -32,8 +33,8 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits.gptqmodel import chain, resume
 from magr_gptq.toolkits.gptqmodel import config as config_field
-from magr_gptq.toolkits.gptqmodel import resume
 from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
 from magr_gptq.toolkits.layer_step import Aside, Done, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
@@ -63,6 +64,7 @@ def apply(patches: Patches) -> None:
         patches.wrap(task_class, "quantize", _quantize_layer, ("self", "blocksize"))
     patches.wrap(BaseQModel, "quantize", _quantize_model)
     resume.apply(patches)
+    chain.apply(patches)
 
 
 def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -145,6 +147,7 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
         # padding is cut off where it stands, and a correction has its columns in their own order
         in_order=not (config.desc_act or task._tp_pad_cols or corrects),
         share=_share(task, plan),
+        halves=chain.halves_of(task),
     )
     rounding = Rounding(task, quantize, _kind(plan))
     try:

@@ -1,0 +1,63 @@
+"""Which layers of a block write into the residual stream, seen from one batch that runs through it."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+# a name that no child of a block has: the block itself, whose input is the stream
+BLOCK = ""
+
+
+def find_writers(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
+    """The layers whose output is added to the stream as it is, each with the child that is given the stream before.
+
+    A block hands its stream to its children, such as norms, and returns it. Where the stream at one place is
+    the stream at an earlier one plus a layer's output, to the bit, the layer has written it. A norm or a factor
+    in between leaves the layer out.
+
+    Args:
+        args, kwargs: of the block; the hidden state comes first.
+    """
+    states: list[tuple[str, Tensor]] = [(BLOCK, args[0])]
+    outputs: dict[str, Tensor] = {}
+
+    def keep_state(name: str) -> Any:
+        def hook(module: Any, given: tuple[Any, ...]) -> None:
+            if given and isinstance(given[0], Tensor):
+                states.append((name, given[0]))
+
+        return hook
+
+    def keep_output(name: str) -> Any:
+        def hook(module: Any, given: Any, output: Tensor) -> None:
+            outputs[name] = output
+
+        return hook
+
+    handles = [child.register_forward_pre_hook(keep_state(name)) for name, child in block.named_children()]
+    for name, module in block.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)):
+            handles.append(module.register_forward_hook(keep_output(name)))
+    try:
+        returned = block(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    states.append((BLOCK, first_of(returned)))
+    return {
+        name: place
+        for name, output in outputs.items()
+        for (place, before), (_, after) in combinations(states, 2)
+        if output.shape == before.shape == after.shape and torch.equal(before + output, after)
+    }
+
+
+def first_of(returned: Any) -> Tensor:
+    """The hidden state that a block returns, alone or before other things."""
+    state: Tensor = returned[0] if isinstance(returned, tuple) else returned
+    return state
