@@ -31,9 +31,9 @@ class Pairs:
         self._lock = threading.Lock()
 
     @property
-    def halves(self) -> list[Half]:
-        """Those that any document fell into: two, one or none."""
-        return list(self._halves.values())
+    def halves(self) -> list[Half] | None:
+        """Those that any document fell into, two or one; None where nothing was paired."""
+        return list(self._halves.values()) or None
 
     def add(self, number: int, some: Half) -> None:
         """Count some tokens in, of the document of this number."""

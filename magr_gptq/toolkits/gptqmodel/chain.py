@@ -37,7 +37,7 @@ def halves_of(task: Any) -> list[Half] | None:
     """What both chains add up to at this task's layer; taken, so that it can be freed. None without a chain."""
     pairs = vars(task).pop("magr_pairs", None)
     # a padded layer's Hessian has columns that the pairs lack
-    return None if pairs is None or task._tp_pad_cols else pairs.halves or None
+    return None if pairs is None or task._tp_pad_cols else pairs.halves
 
 
 def _chain(processor: Any) -> UndamagedChain | None:
