@@ -99,8 +99,13 @@ class Target:
 def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     """W* = Ŵ + α·D, which stands in for Ŵ in all that follows.
 
-    D is the `correction` by all tokens, and α the `cross_fitted` strength of those by the halves. α is 0, and
-    W* is Ŵ itself, where a half has no tokens, or where the inputs are undamaged.
+    D is the `correction` by all tokens, α the strength for all that the `cross_fitted` a of the halves tells: with
+    S the part of D that holds and V its noise by all tokens, twice that by half of them, a = S/(S + 2V) gives
+
+        α = S/(S + V) = 2a/(1 + a)
+
+    (Spearman and Brown's formula for a test of double length, 1910). α is 0, and W* is Ŵ itself, where a half has
+    no tokens, or where the inputs are undamaged.
 
     Args:
         weight: Ŵ, [out, in], any floating dtype; not changed.
@@ -120,7 +125,8 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
         correction(lost, half.gram, shrinkage(half.gram, half.tokens))
         for lost, half in zip(missing, halves, strict=True)
     ]
-    strength = cross_fitted(found, missing, [half.gram for half in halves])
+    by_halves = cross_fitted(found, missing, [half.gram for half in halves])
+    strength = 2 * by_halves / (1 + by_halves)
     if strength == 0:
         return Target(original, 0.0)
     del found
@@ -146,11 +152,11 @@ def correction(missing: Tensor, gram: Tensor, rho: Tensor) -> Tensor:
 
 
 def cross_fitted(corrections: Sequence[Tensor], missing: Sequence[Tensor], grams: Sequence[Tensor]) -> float:
-    """α in [0, 1] that is best for what one half says about the other, both ways together.
+    """a in [0, 1] that is best for what one half says about the other, both ways together.
 
-    On half B the correction D by half A leaves const − 2α⟨D, E_B⟩ + α²⟨D, DĤ_B⟩ of the squared error, so
+    On half B the correction D by half A leaves const − 2a⟨D, E_B⟩ + a²⟨D, DĤ_B⟩ of the squared error, so
 
-        α = (⟨D_A, E_B⟩ + ⟨D_B, E_A⟩) / (⟨D_A, D_AĤ_B⟩ + ⟨D_B, D_BĤ_A⟩)   clipped; 0 where D is 0
+        a = (⟨D_A, E_B⟩ + ⟨D_B, E_A⟩) / (⟨D_A, D_AĤ_B⟩ + ⟨D_B, D_BĤ_A⟩)   clipped; 0 where D is 0
 
     Args:
         corrections: D_A and D_B, [out, in]. missing: E_A and E_B, [out, in]. grams: Ĥ_A and Ĥ_B, [in, in].

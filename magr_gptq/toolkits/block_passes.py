@@ -70,6 +70,7 @@ class BlockPasses:
         if block is not self._block:
             self._lost = not self._open(block)
             if self._lost:
+                self._chain.close()
                 return
         self._chain.run(self._batch, args, kwargs)
         self._batch += 1

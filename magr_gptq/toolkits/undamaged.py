@@ -49,7 +49,8 @@ class _Enough(Exception):  # noqa: N818 - it is no error
 class _Here(threading.local):
     """One thread's batch: its number, and what was seen of it by name, in both chains."""
 
-    number = 0
+    def __init__(self) -> None:
+        self.start(0)
 
     def start(self, number: int) -> None:
         self.number = number
