@@ -64,7 +64,7 @@ class Done:
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     tokens: how many the Hessian is made of. shrinkage: the share by which its pairs were shrunk.
     correction: the share of the correction towards the unquantized model's output that was taken; None where
-        the layer's own output was the target.
+        the layer's own output was the target. own_output: whether it was, though the plan aims at the model's.
     """
 
     settled: Settled
@@ -72,6 +72,7 @@ class Done:
     tokens: int | None = None
     shrinkage: float | None = None
     correction: float | None = None
+    own_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,14 @@ class _Ready:
     def done(self, settled: Settled) -> Done:
         least = torch.finfo(self.given.plan.stored).tiny
         subnormal = (settled.rounded.scale.abs() < least).float().mean()
-        return Done(settled, float(subnormal), self.given.tokens, self.shrinkage, self.correction)
+        return Done(
+            settled,
+            float(subnormal),
+            self.given.tokens,
+            self.shrinkage,
+            self.correction,
+            own_output=self.given.plan.aims_at_model and self.correction is None,
+        )
 
 
 def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:

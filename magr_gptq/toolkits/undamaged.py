@@ -64,13 +64,15 @@ class UndamagedChain:
 
     `open` a pass over all batches through a block; `run` before the toolkit runs each; `pair` in the hooks by
     which it takes a layer's inputs; `close` after the pass.
+
+    states: what enters the next block, by the number of the batch; all that is kept from block to block.
     """
 
     def __init__(self) -> None:
         self._block: torch.nn.Module | None = None
         self._copies: dict[torch.device, torch.nn.Module] = {}
         self._writers: dict[str, str] | None = None
-        self._states: dict[int, Tensor] = {}
+        self.states: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         self._here = _Here()
@@ -101,7 +103,7 @@ class UndamagedChain:
         """
         damaged, rest = args[0], args[1:]
         # nothing is damaged before the first block
-        state = self._states.get(number, damaged).to(damaged.device)
+        state = self.states.get(number, damaged).to(damaged.device)
         with torch.no_grad():
             original = self._original((state, *rest), kwargs)
             self._here.start(number)
@@ -111,7 +113,7 @@ class UndamagedChain:
             except _Enough:
                 return
         if not self._wanted:
-            self._states[number] = output.to(home or output.device)
+            self.states[number] = output.to(home or output.device)
 
     def pair(self, name: str, pairs: Pairs, damaged: Tensor, kept: Tensor | None = None) -> None:
         """Count the batch in hand in: what a layer of this name is given in both chains.

@@ -82,7 +82,8 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
 def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit's own `quantize` make a run with `magr`, under a report.
 
-    What a GPTQModel with a field `magr` of its own calls; its settings are checked here.
+    What a GPTQModel with a field `magr` of its own calls; its settings are checked here. The passes over the
+    batches are hooked for as long as the run takes.
 
     Raises:
         ValueError, TypeError: a setting makes no sense.
@@ -91,8 +92,13 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     config.magr = config_field.as_written(getattr(config, "magr", None), config)
     for override in config_field.overrides(config):
         override["magr"] = config_field.as_written(override["magr"], config)
+    patches = Patches("gptqmodel")
     with reported_run(config):
-        return quantize()
+        chain.apply(patches)
+        try:
+            return quantize()
+        finally:
+            patches.undo()
 
 
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ GPTAQ and FOEM have a target of their own, and the head of a model is no layer o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gptqmodel.looper.gptq_processor import GPTQProcessor
@@ -38,6 +38,11 @@ def halves_of(task: Any) -> list[Half] | None:
     pairs = vars(task).pop("magr_pairs", None)
     # a padded layer's Hessian has columns that the pairs lack
     return None if pairs is None or task._tp_pad_cols else pairs.halves
+
+
+def chains_of(processors: Iterable[Any]) -> list[UndamagedChain]:
+    """Those of these processors, none or one."""
+    return [found for processor in processors if (found := _chain(processor)) is not None]
 
 
 def _chain(processor: Any) -> UndamagedChain | None:

@@ -1,7 +1,8 @@
-"""GPTQModel can stop a run and go on in another process: the report of the layers goes along.
+"""GPTQModel can stop a run and go on in another process: the report and the unquantized chain go along.
 
 Without this, a resumed run would know only the layers that came after, and one that was stopped after its
-last layer would raise NothingReducedError. What is touched:
+last layer would raise NothingReducedError; and the original weights of the blocks that are done are gone, so
+that what they made of the calibration text must be kept. What is touched:
 
 - `QuantizationCheckpointAdapter.capture` and `.restore`: give and take everything that a checkpoint holds.
   The setting of `magr` is there already, as a field of the config: the toolkit refuses to go on with another.
@@ -14,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from gptqmodel.looper.checkpoint_store import CheckpointError
 from gptqmodel.looper.gptq_checkpoint import QuantizationCheckpointAdapter
 
+from magr_gptq.toolkits.gptqmodel.chain import chains_of
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport
 
@@ -33,6 +36,9 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
         if getattr(config, "magr", None) is not None:
             # as text: the toolkit's own encoding refuses NaN
             state["magr_report"] = json.dumps([asdict(layer) for layer in config.magr_report.layers])
+            for followed in chains_of(self.processors):
+                # the toolkit's own encoding takes text alone as keys
+                state["magr_undamaged"] = {str(n): kept for n, kept in followed.states.items()}
         return state, artifacts
 
     return capture
@@ -43,5 +49,12 @@ def _restore(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, state, artifacts)
         for layer in json.loads(state.get("magr_report", "[]")):
             self.model.quantize_config.magr_report.add(LayerReport(**layer))
+        for followed in chains_of(self.processors):
+            if "magr_undamaged" not in state:
+                raise CheckpointError(
+                    "the checkpoint has no hidden states of the unquantized model, as an earlier magr_gptq wrote "
+                    "it; start the run again, or go on with magr={'target': 'layer'}"
+                )
+            followed.states = {int(number): kept for number, kept in state["magr_undamaged"].items()}
 
     return restore
