@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
-from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage_of_halves
 
 # of the mean diagonal: without it float32 would not factor a matrix of few tokens
 RIDGE = 1e-6
@@ -121,18 +121,19 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
         return Target(original, 0.0)
     original = original.to(halves[0].gram.device)
     missing = [half.missing(original) for half in halves]
-    found = [
-        correction(lost, half.gram, shrinkage(half.gram, half.tokens))
-        for lost, half in zip(missing, halves, strict=True)
-    ]
+    rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)
+    # half of the tokens have twice the noise
+    rho_of_half = 2 * rho / (1 + rho)
+    found = [correction(lost, half.gram, rho_of_half) for lost, half in zip(missing, halves, strict=True)]
     by_halves = cross_fitted(found, missing, [half.gram for half in halves])
     strength = 2 * by_halves / (1 + by_halves)
     if strength == 0:
         return Target(original, 0.0)
     del found
     whole = replace(halves[0], gram=halves[0].gram.clone(), cross=halves[0].cross.clone()).add_(halves[1])
-    rho = shrinkage(whole.gram, whole.tokens)
-    return Target(correction(missing[0] + missing[1], whole.gram, rho).mul_(strength).add_(original), strength)
+    return Target(
+        correction(missing[0] + missing[1], whole.gram, rho).mul_(strength).add_(original), strength
+    )
 
 
 def correction(missing: Tensor, gram: Tensor, rho: Tensor) -> Tensor:
@@ -180,7 +181,11 @@ def cross_fitted(corrections: Sequence[Tensor], missing: Sequence[Tensor], grams
 def _check(original: Tensor, half: Half) -> None:
     """Raise ValueError for sums that are not of this layer's inputs."""
     rows, columns = original.shape
-    for name, shape in (("gram", (columns, columns)), ("cross", (columns, columns)), ("stream", (rows, columns))):
+    for name, shape in (
+        ("gram", (columns, columns)),
+        ("cross", (columns, columns)),
+        ("stream", (rows, columns)),
+    ):
         matrix = getattr(half, name)
         if matrix is None:
             continue

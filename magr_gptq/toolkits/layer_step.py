@@ -16,7 +16,7 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage, shrinkage_of_halves
 from magr_gptq.reduction.target import Half, Target, target_of
 from magr_gptq.rounding.layer import Layer, apart, prepare
 from magr_gptq.rounding.order import back_in_place, importance_order
@@ -145,19 +145,27 @@ def _ready(given: Given) -> _Ready | Aside:
         return Aside(ZERO, hessian, "unchanged")
     share = order = correction = None
     try:
-        if given.halves is not None and plan.aims_at_model:
-            target = _target(given.weight, given.halves)
-            given, correction = replace(given, weight=target.weight, halves=None), target.strength
-        if given.tokens and plan.shrinks:
-            rho = shrinkage(hessian, given.tokens)
+        if plan.shrinks and (given.tokens or given.halves):
+            rho = _shrinkage(given)
             shrink_(hessian, rho)
             share = float(rho)
+        if plan.aims_at_model and given.halves:
+            target = _target(given.weight, given.halves)
+            given, correction = replace(given, weight=target.weight, halves=None), target.strength
     except LAYER_ERRORS as error:
         return Aside(first_line(error), hessian)
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
         given = replace(given, plan=replace(plan, order=order))
     return _Ready(given, order, share, correction)
+
+
+def _shrinkage(given: Given) -> Tensor:
+    """What the halves tell knows how alike a document's tokens are; else the number of tokens must do."""
+    if given.halves and len(given.halves) == 2:
+        first, second = (half.gram for half in given.halves)
+        return shrinkage_of_halves(first, second).to(given.hessian.device)
+    return shrinkage(given.hessian, given.tokens or 1)
 
 
 def _target(weight: Tensor, halves: Sequence[Half]) -> Target:

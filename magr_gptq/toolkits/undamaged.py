@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -35,11 +35,20 @@ class Pairs:
         """Those that any document fell into, two or one; None where nothing was paired."""
         return list(self._halves.values()) or None
 
-    def add(self, number: int, some: Half) -> None:
-        """Count some tokens in, of the document of this number."""
+    def add(self, number: int, document: Sequence[Tensor]) -> None:
+        """Count a document of this number in: what `Half.of` takes, [tokens, features] each."""
+        if number:
+            self._add(number % 2, Half.of(*document))
+            return
+        # the first is cut in two, so that a single document makes two halves as well
+        middle = len(document[0]) // 2
+        self._add(0, Half.of(*(part[:middle] for part in document)))
+        self._add(1, Half.of(*(part[middle:] for part in document)))
+
+    def _add(self, half: int, some: Half) -> None:
         with self._lock:
-            held = self._halves.get(number % 2)
-            self._halves[number % 2] = some if held is None else held.add_(some.to(held.gram.device))
+            held = self._halves.get(half)
+            self._halves[half] = some if held is None else held.add_(some.to(held.gram.device))
 
 
 class _Enough(Exception):  # noqa: N818 - it is no error
@@ -126,11 +135,10 @@ class UndamagedChain:
         if undamaged is None or undamaged.shape != damaged.shape:
             return
         stream = self._missing_stream(name)
-        documents = len(damaged) if damaged.ndim > 2 else 1
-        for row in range(documents):
+        for row in range(documents := len(damaged) if damaged.ndim > 2 else 1):
             some = ... if documents == 1 and kept is None else row
             parts = [_tokens(part, some, kept) for part in (undamaged, damaged, stream) if part is not None]
-            pairs.add(self._here.number * documents + row, Half.of(*parts))
+            pairs.add(self._here.number * documents + row, parts)
 
     def close(self) -> None:
         """End the pass."""

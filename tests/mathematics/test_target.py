@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magr_gptq.reduction.shrinkage import shrinkage
+from magr_gptq.reduction.shrinkage import shrinkage_of_halves
 from magr_gptq.reduction.target import Half, Target, correction, cross_fitted, target_of
 
 COLUMNS, ROWS = 24, 10
@@ -51,12 +51,15 @@ def halves(*parts: Chains, factor: float = 1.0) -> list[Half]:
     return [part.half(factor) for part in parts]
 
 
-def obvious_correction(weight: Tensor, part: Chains) -> Tensor:
-    """Ridge regression of the outputs' differences on the damaged inputs, both moments shrunk by ρ."""
+def obvious_correction(weight: Tensor, part: Chains, rho: float) -> Tensor:
+    """Ridge regression of what the outputs lack on the damaged inputs, both moments shrunk by ρ."""
     gram = part.damaged.T @ part.damaged
-    rho = float(shrinkage(gram, len(part.damaged)))
     ridge = rho * gram.diagonal().diag()
     return torch.linalg.solve((1 - rho) * gram + ridge, (1 - rho) * part.damaged.T @ missing(weight, part)).T
+
+
+def rho_of(first: Chains, second: Chains) -> float:
+    return float(shrinkage_of_halves(*(part.damaged.T @ part.damaged for part in (first, second))))
 
 
 def missing(weight: Tensor, part: Chains) -> Tensor:
@@ -71,7 +74,8 @@ def held_out_loss(weight: Tensor, part: Chains, change: Tensor) -> float:
 
 def obvious_target(weight: Tensor, first: Chains, second: Chains) -> Target:
     """The strength by the vertex of the parabola through three held-out losses."""
-    found = obvious_correction(weight, first), obvious_correction(weight, second)
+    rho = rho_of(first, second)
+    found = [obvious_correction(weight, part, 2 * rho / (1 + rho)) for part in (first, second)]
     zero, half, one = (
         held_out_loss(weight, second, a * found[0]) + held_out_loss(weight, first, a * found[1])
         for a in (0.0, 0.5, 1.0)
@@ -80,7 +84,7 @@ def obvious_target(weight: Tensor, first: Chains, second: Chains) -> Target:
     by_halves = min(1.0, max(0.0, (zero + curvature - one) / (2 * curvature)))
     strength = 2 * by_halves / (1 + by_halves)
     both = Chains(*(None if a is None else torch.cat((a, b)) for a, b in zip(first, second, strict=True)))
-    return Target(weight + strength * obvious_correction(weight, both), strength)
+    return Target(weight + strength * obvious_correction(weight, both, rho), strength)
 
 
 @pytest.mark.parametrize(("tokens", "damage", "noise"), [(400, 0.3, 0.1), (40, 0.3, 0.3), (15, 0.1, 0.5)])
@@ -111,7 +115,7 @@ def test_the_strength_for_all_documents_is_nearer_to_the_best_than_that_of_a_hal
         unseen, _ = chains(4000, seed=seed + 500, damage=0.1, noise=0.5)
         chosen.append(target_of(weight, halves(first, second)).strength)
         both = Chains(torch.cat((first.clean, second.clean)), torch.cat((first.damaged, second.damaged)))
-        change = obvious_correction(weight, both)
+        change = obvious_correction(weight, both, rho_of(first, second))
         output = unseen.damaged @ change.T
         best.append(float((missing(weight, unseen) * output).sum() / output.square().sum()))
     mean = sum(chosen) / 20
@@ -182,7 +186,7 @@ def test_fewer_tokens_take_a_smaller_share() -> None:
 
 def test_no_share_of_the_held_out_loss_is_better() -> None:
     weight, (first, second) = weight_of(), chains(20, damage=0.1, noise=0.4)
-    found = [obvious_correction(weight, part) for part in (first, second)]
+    found = [obvious_correction(weight, part, rho_of(first, second)) for part in (first, second)]
     given = halves(first, second)
     lost = [half.missing(weight.float()) for half in given]
     strength = cross_fitted([change.float() for change in found], lost, [half.gram for half in given])

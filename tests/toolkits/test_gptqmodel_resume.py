@@ -89,7 +89,9 @@ def test_what_is_kept_can_be_any_report() -> None:
         LayerReport("b", 3, 128, skipped="an embedding has no Hessian of its inputs"),
     ]
     runs = [SimpleNamespace(magr=object(), magr_report=RunReport()) for _ in range(2)]
-    stopped, resumed = (SimpleNamespace(model=SimpleNamespace(quantize_config=run), processors=[]) for run in runs)
+    stopped, resumed = (
+        SimpleNamespace(model=SimpleNamespace(quantize_config=run), processors=[]) for run in runs
+    )
     runs[0].magr_report.layers += layers
     state, _ = resume._capture(lambda _self: ({"version": 3}, {}))(stopped)
     # text: the toolkit's own encoding takes no NaN

@@ -57,11 +57,22 @@ def given_to(block: Block, name: str, states: list[torch.Tensor]) -> list[torch.
     return [found.double() for found in seen]
 
 
+def in_halves(documents: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Every second document; the first one is cut in two."""
+    middle = len(documents[0]) // 2
+    return [
+        torch.cat([documents[0][:middle], *documents[2::2]]),
+        torch.cat([documents[0][middle:], *documents[1::2]]),
+    ]
+
+
 def follow(chain: UndamagedChain, block: Block, states: list[torch.Tensor], *names: str) -> dict[str, Pairs]:
     """One pass of a toolkit that wants these layers' inputs."""
     pairs = {name: Pairs() for name in names}
     chain.open(block, names)
-    hooks = [block.register_forward_pre_hook(lambda _, args, kw: chain.run(number, args, kw), with_kwargs=True)]
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args, kw: chain.run(number, args, kw), with_kwargs=True)
+    ]
     for name in names:
         hook = lambda _, args, out, name=name: chain.pair(name, pairs[name], args[0])  # noqa: E731
         hooks.append(block.get_submodule(name).register_forward_hook(hook))
@@ -87,8 +98,9 @@ def test_pairs_are_the_sums_of_both_chains_inputs(blocks, inputs) -> None:
     pairs = follow(chain, blocks[1], damaged, "up", "out")
     for name in ("up", "out"):
         xs, ys = given_to(original[1], name, clean), given_to(blocks[1], name, damaged)
-        for half, found in enumerate(pairs[name].halves):
-            x, y = torch.cat(xs[half::2]), torch.cat(ys[half::2])
+        for found, (x, y) in zip(
+            pairs[name].halves, zip(in_halves(xs), in_halves(ys), strict=True), strict=True
+        ):
             torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
             assert found.tokens == len(y)
@@ -103,9 +115,9 @@ def test_a_writer_is_paired_with_what_the_stream_lacks(blocks, inputs) -> None:
     assert pairs["up"].halves[0].stream is None
     streams, spoiled = given_to(original, "second_norm", inputs), given_to(blocks[0], "second_norm", inputs)
     ys = given_to(blocks[0], "down", inputs)
-    for half, found in enumerate(pairs["down"].halves):
-        missing = torch.cat(streams[half::2]) - torch.cat(spoiled[half::2])
-        exact = missing.T @ torch.cat(ys[half::2])
+    sides = [in_halves(tokens) for tokens in (streams, spoiled, ys)]
+    for found, (stream, damaged, y) in zip(pairs["down"].halves, zip(*sides, strict=True), strict=True):
+        exact = (stream - damaged).T @ y
         torch.testing.assert_close(found.stream.double(), exact, rtol=1e-3, atol=1e-4)
 
 
@@ -126,7 +138,7 @@ def test_without_a_norm_the_block_itself_is_given_the_stream(inputs) -> None:
     assert find_writers(Bare(), (inputs[0],), {}) == {"out": BLOCK}
 
 
-def test_documents_fall_into_halves_in_turn_and_padding_into_none(blocks, inputs) -> None:
+def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_none(blocks, inputs) -> None:
     chain, pairs = UndamagedChain(), Pairs()
     batch = torch.cat(inputs[:3])
     kept = torch.ones(3, TOKENS, dtype=torch.bool)
@@ -134,7 +146,7 @@ def test_documents_fall_into_halves_in_turn_and_padding_into_none(blocks, inputs
     chain.open(blocks[0], ["up"])
     chain.run(0, (batch,), {})
     chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), kept)
-    assert [half.tokens for half in pairs.halves] == [2 * TOKENS, 2]
+    assert [half.tokens for half in pairs.halves] == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
 
 
 def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
@@ -232,8 +244,10 @@ def test_passes_are_told_apart_by_tasks_alone(blocks, inputs) -> None:
     first = copy.deepcopy(original[1])
     damage(first.value)
     damaged = [blocks[0](state)[0] for state in inputs]
-    x = torch.cat(given_to(original[1], "up", clean)[1::2])
-    y = torch.cat(given_to(first, "up", damaged)[1::2])
+    x, y = (
+        in_halves(tokens)[1]
+        for tokens in (given_to(original[1], "up", clean), given_to(first, "up", damaged))
+    )
     torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
     assert not any(block._forward_pre_hooks for block in blocks)
 

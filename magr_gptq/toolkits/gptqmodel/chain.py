@@ -50,7 +50,10 @@ def _chain(processor: Any) -> UndamagedChain | None:
     if type(processor) is not GPTQProcessor or processor.qcfg.gptaq or processor.qcfg.foem:
         return None
     if not hasattr(processor, "magr_chain"):
-        settings = [getattr(processor.qcfg, "magr", None), *(o["magr"] for o in config_field.overrides(processor.qcfg))]
+        settings = [
+            getattr(processor.qcfg, "magr", None),
+            *(o["magr"] for o in config_field.overrides(processor.qcfg)),
+        ]
         asked = any(magr and magr.aims_at_model for magr in map(MagRConfig.parse, settings))
         processor.magr_chain = UndamagedChain() if asked else None
     chain: UndamagedChain | None = processor.magr_chain
@@ -69,7 +72,9 @@ def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
             number = processor.current_batch_index()
             chain.run(number, args, kwargs, home=inputs[number][0].device)
 
-        wanted = [name for name in given.get("current_subset") or () if not processor.shared_input_leader(name)]
+        wanted = [
+            name for name in given.get("current_subset") or () if not processor.shared_input_leader(name)
+        ]
         chain.open(block, wanted)
         handle = block.register_forward_pre_hook(run_original, with_kwargs=True)
         try:

@@ -34,7 +34,6 @@ from magr_gptq.toolkits.patching import Patches, SeamError
 from magr_gptq.toolkits.report import reported_run
 
 
-
 @dataclass(frozen=True)
 class _Run:
     """The quantization in progress: the names of the model's modules, by id, and its unquantized chain."""
