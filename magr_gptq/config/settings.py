@@ -69,12 +69,10 @@ class MagRConfig:
     target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"magr: preset={self.preset!r} is unknown; use one of {PRESETS}")
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"magr: rounding={self.rounding!r} is unknown; use one of {ROUNDINGS}")
-        if self.target not in (None, *TARGETS):
-            raise ValueError(f"magr: target={self.target!r} is unknown; use one of {TARGETS}")
+        for name, known in (("preset", PRESETS), ("rounding", ROUNDINGS), ("target", (None, *TARGETS))):
+            if getattr(self, name) not in known:
+                some = tuple(value for value in known if value)
+                raise ValueError(f"magr: {name}={getattr(self, name)!r} is unknown; use one of {some}")
         _require_positive("strength", self.strength)
         _require_positive("alpha", self.alpha)
         _require_beta(self.beta)

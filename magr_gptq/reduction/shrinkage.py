@@ -51,9 +51,9 @@ def shrinkage(hessian: Tensor, tokens: float) -> Tensor:
 def shrinkage_of_halves(first: Tensor, second: Tensor) -> Tensor:
     """ρ, [] float64 in [0, 1], from Hessians of two halves of the documents, as far as they disagree.
 
-    Tokens of one document are alike, so that n tokens say less than n independent ones. Documents are not: what
-    both halves say of a pair of columns is no noise. With r, r' and r'' the correlations of all tokens, of the
-    first and of the second half, r'·r'' has the expectation of the true r², and
+    Tokens of one document are alike, so that n tokens say less than n independent ones. Documents are not:
+    what both halves say of a pair of columns is no noise. With r, r' and r'' the correlations of all tokens,
+    of the first and of the second half, r'·r'' has the expectation of the true r², and
 
         ρ = 1 − Σr'r'' / Σr²
 

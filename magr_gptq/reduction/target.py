@@ -99,13 +99,13 @@ class Target:
 def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     """W* = Ŵ + α·D, which stands in for Ŵ in all that follows.
 
-    D is the `correction` by all tokens, α the strength for all that the `cross_fitted` a of the halves tells: with
-    S the part of D that holds and V its noise by all tokens, twice that by half of them, a = S/(S + 2V) gives
+    D is the `correction` by all tokens. Let S be the part of it that holds, and V its noise, which is 2V by
+    half of the tokens. The `cross_fitted` share of the halves is a = S/(S + 2V), and that of all tokens is
 
         α = S/(S + V) = 2a/(1 + a)
 
-    (Spearman and Brown's formula for a test of double length, 1910). α is 0, and W* is Ŵ itself, where a half has
-    no tokens, or where the inputs are undamaged.
+    (Spearman's and Brown's formula for a test of twice the length, 1910). α is 0, and W* is Ŵ itself, where a
+    half has no tokens, or where the inputs are undamaged.
 
     Args:
         weight: Ŵ, [out, in], any floating dtype; not changed.

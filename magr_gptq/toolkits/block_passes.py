@@ -1,8 +1,8 @@
 """The unquantized chain where a toolkit runs blocks by itself, and names neither its passes nor its batches.
 
 It makes a task for every layer whose inputs it wants, runs all batches through the block in their order, and
-rounds those layers; when none is left, it runs the batches once more, for the next block. That is enough to tell
-what a call of a block is.
+rounds those layers; when none is left, it runs the batches once more, for the next block. That is enough to
+tell what a call of a block is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
 class BlockPasses:
     """Leads an `UndamagedChain` along a toolkit's passes, told of tasks alone.
 
-    Where blocks are called in another way than one after the other, the chain is lost, and no layer has halves.
+    Where blocks are called in another way than one after the other, the chain is lost: no layer has pairs.
     """
 
     def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:

@@ -64,7 +64,7 @@ class Done:
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     tokens: how many the Hessian is made of. shrinkage: the share by which its pairs were shrunk.
     correction: the share of the correction towards the unquantized model's output that was taken; None where
-        the layer's own output was the target. own_output: whether it was, though the plan aims at the model's.
+        the layer's own output was the target. own_output: whether it was though the plan aims at the model's.
     """
 
     settled: Settled

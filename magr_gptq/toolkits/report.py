@@ -34,9 +34,9 @@ class LayerReport:
     plain_share: the share of rows that did.
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
     tokens: how many the Hessian is made of.   shrinkage: the share by which its pairs were shrunk.
-    correction: the share, 0 to 1, that was taken of the correction towards the unquantized model's output; None
-        where the layer's own output was the target.   own_output: whether it was because the toolkit could not
-        give the unquantized model's.
+    correction: the share, 0 to 1, of the correction towards the unquantized model's output that was taken;
+        None where the layer's own output was the target.
+    own_output: whether it was because the toolkit could not give the unquantized model's.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
@@ -131,7 +131,7 @@ class RunReport:
             text = f"{text}; {unimproved} rows keep their original weight, as the solver found none better"
         own = sum(layer.own_output for layer in self.layers)
         if own:
-            text = f"{text}; {own} layers came near their own output, as the unquantized model's was not to be had"
+            text = f"{text}; {own} came near their own output, as the unquantized model's was not to be had"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
     def require_some(self) -> None:

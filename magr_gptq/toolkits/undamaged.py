@@ -1,9 +1,9 @@
 """The unquantized model's way through the calibration batches, one block beside the toolkit's.
 
-A toolkit keeps what enters a block once all earlier ones are quantized. Here what enters it in the unquantized
-model is kept as well, and a copy of the block from before its first layer was rounded. Whenever the toolkit
-runs a batch through the block, the copy has run it first: so what a layer is given in both chains is in memory
-together, for one batch at a time. That costs one more block, one more hidden state a token, and no more.
+A toolkit keeps what enters a block once all earlier ones are quantized. Here what enters it in the
+unquantized model is kept as well, and a copy of the block from before its first layer was rounded. Whenever
+the toolkit runs a batch through the block, the copy has run it first: so what a layer is given in both chains
+is in memory together, for one batch at a time. That costs one more block and one more hidden state a token.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class UndamagedChain:
         """Count the batch in hand in: what a layer of this name is given in both chains.
 
         Args:
-            damaged: what the toolkit gives it, [documents, tokens, in]. kept: [documents, tokens], false where
-                a token is padding; None where none is.
+            damaged: what the toolkit gives it, [documents, tokens, in].
+            kept: [documents, tokens], false where a token is padding; None where none is.
         """
         undamaged = self._here.inputs.pop(name, None)
         if undamaged is None or undamaged.shape != damaged.shape:
@@ -171,8 +171,10 @@ class UndamagedChain:
         for name, child in original.named_children():
             child.register_forward_pre_hook(self._keep_stream(name))
 
+    # functions, not methods: a toolkit that copies its block copies the hooks, and must not copy the chain
+
     def _keep_input(self, name: str) -> Any:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
             if name in self._wanted:
                 self._here.inputs[name] = args[0]
                 if len(self._here.inputs) == len(self._wanted):
@@ -181,14 +183,14 @@ class UndamagedChain:
         return hook
 
     def _keep_stream(self, name: str) -> Any:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
             if args:
                 self._here.stream[name] = args[0]
 
         return hook
 
     def _keep_damaged_stream(self, name: str) -> Any:
-        def hook(module: Any, args: tuple[Any, ...]) -> None:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
             if args:
                 self._here.damaged_stream[name] = args[0]
 
@@ -203,8 +205,10 @@ def _without_hooks(block: torch.nn.Module) -> torch.nn.Module:
     for module in block.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if hasattr(module, "forward_hook"):  # GPTQModel's layers have one of their own
-            module.forward_hook, module.forward_hook_last = None, False
+        # GPTQModel's layers have one of their own
+        for name, none in (("forward_hook", None), ("forward_hook_last", False)):
+            if hasattr(module, name):
+                setattr(module, name, none)
     return block
 
 

@@ -1,4 +1,4 @@
-"""A model through the loop of every toolkit, `magr` on, at 3 bits with groups of 32, on the calibration rows."""
+"""A model through the loop of every toolkit, `magr` on, at 3 bits with groups of 32."""
 
 from __future__ import annotations
 

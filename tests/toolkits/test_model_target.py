@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from four_roads import ROADS
@@ -39,17 +41,11 @@ def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor
     """What the toolkit takes a Hessian of from now on, at layers of so many columns, [tokens, columns]."""
     seen: list[torch.Tensor] = []
     if road == "llm-compressor":
-        from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier as owner
-
-        name, place = "calibrate_module", 2
-    elif road == "auto-gptq":
-        from auto_gptq.quantization.gptq import GPTQ as owner
-
-        name, place = "add_batch", 1
+        toolkit = importlib.import_module("magr_gptq.toolkits.llmcompressor")
+        owner, name, place = toolkit.MagRGPTQModifier, "calibrate_module", 2
     else:
-        from gptqmodel.quantization.gptq import GPTQ as owner
-
-        name, place = "add_batch", 1
+        module = "auto_gptq" if road == "auto-gptq" else "gptqmodel"
+        owner, name, place = importlib.import_module(f"{module}.quantization.gptq").GPTQ, "add_batch", 1
     real = getattr(owner, name)
 
     def keep(*args: object, **kwargs: object) -> None:
@@ -77,7 +73,7 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
 
     def target_of(weight: torch.Tensor, halves: list) -> object:
         found = real(weight, halves)
-        targets.append((weight.double(), halves, found))
+        targets.append((halves, found))
         return found
 
     monkeypatch.setattr(layer_step, "target_of", target_of)
@@ -85,7 +81,7 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
     with magr_gptq.enabled(road):
         ROADS[road](model)
     assert len(targets) == 14
-    weight, halves, found = targets[-1]
+    halves, found = targets[-1]
     tokens = len(undamaged)
     damaged = torch.cat(seen)[-tokens:]
     assert sum(half.tokens for half in halves) == tokens

@@ -74,8 +74,8 @@ def follow(chain: UndamagedChain, block: Block, states: list[torch.Tensor], *nam
         block.register_forward_pre_hook(lambda _, args, kw: chain.run(number, args, kw), with_kwargs=True)
     ]
     for name in names:
-        hook = lambda _, args, out, name=name: chain.pair(name, pairs[name], args[0])  # noqa: E731
-        hooks.append(block.get_submodule(name).register_forward_hook(hook))
+        pair = lambda _, args, name=name: chain.pair(name, pairs[name], args[0])  # noqa: E731
+        hooks.append(block.get_submodule(name).register_forward_pre_hook(pair))
     for number, state in enumerate(states):  # noqa: B007 - read by the hook
         block(state)
     for hook in hooks:

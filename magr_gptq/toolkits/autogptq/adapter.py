@@ -6,8 +6,8 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
-- `quantization.gptq.GPTQ.__init__`, `.add_batch`: tell of the layers and the inputs that the toolkit wants, for
-  the unquantized chain; the latter counts the tokens that go into the Hessian.
+- `quantization.gptq.GPTQ.__init__`, `.add_batch`: tell of the layers and the inputs that the toolkit wants,
+  for the unquantized chain; the latter counts the tokens that go into the Hessian.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the

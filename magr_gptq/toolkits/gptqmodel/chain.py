@@ -4,10 +4,10 @@ What is touched, why there, all undone by `Patches.undo`:
 
 - `ModuleLooper._run_forward_batches`: every pass over the batches goes through it; the block's original runs
   each batch first. The last pass, which names no layers, gives the next block's inputs.
-- `GPTQProcessor.pre_process_fwd_hook`: its hook takes a layer's inputs for the Hessian; they are paired there.
+- `GPTQProcessor.pre_process_fwd_hook`: its hook takes a layer's inputs for the Hessian; they are paired.
 - `GPTQ.adopt_hessian_from`: layers with one input share its Hessian; they share its pairs.
 
-GPTAQ and FOEM have a target of their own, and the head of a model is no layer of a block: neither is followed.
+GPTAQ and FOEM have a target of their own, and a model's head is no layer of a block: neither is followed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def apply(patches: Patches) -> None:
 
 
 def halves_of(task: Any) -> list[Half] | None:
-    """What both chains add up to at this task's layer; taken, so that it can be freed. None without a chain."""
+    """What both chains add up to at this task's layer, taken from it; None where there is no chain."""
     pairs = vars(task).pop("magr_pairs", None)
     # a padded layer's Hessian has columns that the pairs lack
     return None if pairs is None or task._tp_pad_cols else pairs.halves

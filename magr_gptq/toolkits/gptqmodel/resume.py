@@ -52,7 +52,7 @@ def _restore(original: Callable[..., Any]) -> Callable[..., Any]:
         for followed in chains_of(self.processors):
             if "magr_undamaged" not in state:
                 raise CheckpointError(
-                    "the checkpoint has no hidden states of the unquantized model, as an earlier magr_gptq wrote "
+                    "the checkpoint lacks the unquantized model's hidden states, as an earlier magr_gptq wrote "
                     "it; start the run again, or go on with magr={'target': 'layer'}"
                 )
             followed.states = {int(number): kept for number, kept in state["magr_undamaged"].items()}

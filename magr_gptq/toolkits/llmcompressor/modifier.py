@@ -120,7 +120,7 @@ class MagRGPTQModifier(GPTQModifier):
         return initialized
 
     def _follow(self, model: torch.nn.Module) -> None:
-        """Lead the unquantized chain through the blocks: the lists' members that hold modules to be rounded."""
+        """Lead the unquantized chain through the blocks: members of lists, with modules to be rounded."""
         rounded = set(self._quantized_modules())
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
         held = {block: [m for m in block.modules() if m in rounded] for blocks in lists for block in blocks}
