@@ -58,6 +58,7 @@ class Plan:
     sweeps: of coordinate descent after rounding.
     shrinks: whether the Hessian is regularised by the number of its tokens; see `reduction.shrinkage`.
     reorders: whether columns are rounded by importance where a toolkit takes them as they come.
+    aims_at_model: whether a layer comes near the unquantized model's output; see `reduction.target`.
     stored: the dtype of scales in the checkpoint.
     corrects_gain: whether scales are fitted to the codes, and the bias of every row's output is undone.
     """
@@ -72,6 +73,7 @@ class Plan:
     corrects_gain: bool
     shrinks: bool
     reorders: bool
+    aims_at_model: bool
     order: Tensor | None = field(default=None, compare=False)
     stored: torch.dtype = torch.float32
 

@@ -13,6 +13,7 @@ from magr_gptq.config.plan import Candidate, Derived, Linear, Penalty, Plan
 
 PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
+TARGETS = ("model", "layer")
 
 # chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
 # search the first, as the weakest is the safest
@@ -49,6 +50,9 @@ class MagRConfig:
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
     shrink: shrink what a Hessian of few tokens says of pairs of columns, by a share that it and their number
         give. On but for preset "paper".
+    target: "model" comes near the unquantized model's output of a layer, and makes up for what the layers
+        before have damaged; "layer" comes near the layer's own output on its damaged inputs. "model" but for
+        preset "paper" and rounding "nearest".
     reorder: round a layer's most important columns first, its groups as they are, where the toolkit would
         take the columns as they come. On but for preset "paper".
     """
@@ -65,12 +69,13 @@ class MagRConfig:
     rounding: str = "gptq"
     shrink: bool | None = None
     reorder: bool | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"magr: preset={self.preset!r} is unknown; use one of {PRESETS}")
-        if self.rounding not in ROUNDINGS:
-            raise ValueError(f"magr: rounding={self.rounding!r} is unknown; use one of {ROUNDINGS}")
+        for name, known in (("preset", PRESETS), ("rounding", ROUNDINGS), ("target", (None, *TARGETS))):
+            if getattr(self, name) not in known:
+                some = tuple(value for value in known if value)
+                raise ValueError(f"magr: {name}={getattr(self, name)!r} is unknown; use one of {some}")
         _require_positive("strength", self.strength)
         _require_positive("alpha", self.alpha)
         _require_beta(self.beta)
@@ -145,9 +150,17 @@ class MagRConfig:
             sweeps=int(default and not nearest) if self.refine is None else self.refine,
             corrects_gain=default if self.gain is None else self.gain,
             shrinks=default if self.shrink is None else self.shrink,
+            aims_at_model=self.aims_at_model,
             # rounding to nearest has no order
             reorders=not nearest and (default if self.reorder is None else self.reorder),
         )
+
+    @property
+    def aims_at_model(self) -> bool:
+        """Whether the target is the unquantized model's output."""
+        if self.target is None:
+            return self.preset == "default" and self.rounding == "gptq"
+        return self.target == "model"
 
     def penalty(self, group_size: int) -> Penalty:
         """Of a reduction without a choice."""

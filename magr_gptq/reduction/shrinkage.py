@@ -54,6 +54,35 @@ def shrinkage(hessian: Tensor, tokens: float) -> Tensor:
     return share.clamp_max(1)
 
 
+def shrinkage_of_halves(first: Tensor, second: Tensor) -> Tensor:
+    """ρ, [] float64 in [0, 1], from Hessians of two halves of the documents, as far as they disagree.
+
+    Tokens of one document are alike, so that n tokens say less than n independent ones. Documents are not:
+    what both halves say of a pair of columns is no noise. With r, r' and r'' the correlations of all tokens,
+    of the first and of the second half, r'·r'' has the expectation of the true r², and
+
+        ρ = 1 − Σr'r'' / Σr²
+
+    is the same ratio of variance to square as in `shrinkage`.
+
+    Args:
+        first, second: sums xxᵀ over a half each, up to one factor, [columns, columns], symmetric.
+    """
+    whole = first + second
+    power = _agreement(whole, whole)
+    # without any correlation there is nothing to keep
+    return torch.where(power > 0, 1 - _agreement(first, second) / power, 1.0).clamp(0, 1)
+
+
+def _agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Σ r'_ij·r''_ij over i ≠ j, of two matrices' correlations, [] float64."""
+    diagonals = [diagonal_of(matrix).double() for matrix in (first, second)]
+    inverse = torch.stack([torch.where(d > 0, d, torch.inf).rsqrt() for d in diagonals]).prod(0)
+    parts = zip(*(torch.split(x, ROWS_AT_ONCE) for x in (first, second, inverse)), strict=True)
+    total = torch.stack([(a.double() * b * inverse * rows[:, None]).sum() for a, b, rows in parts]).sum()
+    return total - (inverse > 0).sum()
+
+
 def shrink_(hessian: Tensor, rho: Tensor) -> Tensor:
     """Replace H by (1 − ρ)H + ρ·diag(H), in place; the diagonal stays as it is to the bit.
 

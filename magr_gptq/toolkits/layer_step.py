@@ -16,7 +16,8 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage, shrinkage_of_halves
+from magr_gptq.reduction.target import Half, Target, target_of
 from magr_gptq.rounding.layer import Layer, apart, prepare
 from magr_gptq.rounding.order import back_in_place, importance_order
 from magr_gptq.rounding.rounded import Rounded
@@ -44,6 +45,8 @@ class Given:
     tokens: how many the Hessian is made of; None where they were not counted.
     in_order: whether the toolkit rounds columns as they come, in groups of consecutive ones.
     share: see `reduce_each`.
+    halves: of the calibration documents, what both chains add up to; None where a toolkit could not give it,
+        so that the layer's own output is the target.
     """
 
     weight: Tensor
@@ -52,6 +55,7 @@ class Given:
     tokens: int | None = None
     in_order: bool = False
     share: Share | None = None
+    halves: Sequence[Half] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,16 @@ class Done:
 
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     tokens: how many the Hessian is made of. shrinkage: the share by which its pairs were shrunk.
+    correction: the share of the correction towards the unquantized model's output that was taken; None where
+        the layer's own output was the target. own_output: whether it was though the plan aims at the model's.
     """
 
     settled: Settled
     subnormal: float
     tokens: int | None = None
     shrinkage: float | None = None
+    correction: float | None = None
+    own_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class _Ready:
     given: Given
     order: Tensor | None
     shrinkage: float | None
+    correction: float | None
 
     def handed_over(self, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hessian, order = layer.coupling(self.given.hessian), self.order
@@ -101,7 +110,14 @@ class _Ready:
     def done(self, settled: Settled) -> Done:
         least = torch.finfo(self.given.plan.stored).tiny
         subnormal = (settled.rounded.scale.abs() < least).float().mean()
-        return Done(settled, float(subnormal), self.given.tokens, self.shrinkage)
+        return Done(
+            settled,
+            float(subnormal),
+            self.given.tokens,
+            self.shrinkage,
+            self.correction,
+            own_output=self.given.plan.aims_at_model and self.correction is None,
+        )
 
 
 def quantize_layer(given: Given, round_rows: RoundRows) -> Done | Aside:
@@ -123,7 +139,7 @@ def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done
 
 
 def _ready(given: Given) -> _Ready | Aside:
-    """Regularise the Hessian and choose the order of its columns; aside where there is nothing to do."""
+    """Aim, regularise the Hessian, choose the order of its columns; aside where there is nothing to do."""
     try:
         if not given.hessian.diagonal().any():
             return Aside(UNREACHED, given.hessian, "unreached")
@@ -136,15 +152,37 @@ def _ready(given: Given) -> _Ready | Aside:
 
 def _regularised(given: Given) -> _Ready:
     hessian, plan = given.hessian, given.plan
-    share = order = None
-    if given.tokens and plan.shrinks:
-        rho = shrinkage(hessian, given.tokens)
+    share = order = correction = None
+    if plan.shrinks and given.tokens:
+        rho = _shrinkage(given, given.tokens)
         even_(shrink_(hessian, rho), rho, given.tokens)
         share = float(rho)
+    if plan.aims_at_model and given.halves:
+        target = _target(given.weight, given.halves)
+        given, correction = replace(given, weight=target.weight, halves=None), target.strength
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
         given = replace(given, plan=replace(plan, order=order))
-    return _Ready(given, order, share)
+    return _Ready(given, order, share, correction)
+
+
+def _shrinkage(given: Given, tokens: int) -> Tensor:
+    """What the halves tell knows how alike a document's tokens are; else the number of tokens must do."""
+    if given.halves and len(given.halves) == 2:
+        first, second = (half.gram for half in given.halves)
+        return shrinkage_of_halves(first, second).to(given.hessian.device)
+    return shrinkage(given.hessian, tokens)
+
+
+def _target(weight: Tensor, halves: Sequence[Half]) -> Target:
+    """What the layer aims at; found on the CPU where a device has no memory for it."""
+    try:
+        return target_of(weight, halves)
+    except LAYER_ERRORS as error:
+        if not is_out_of_memory(error):
+            raise
+    found = target_of(weight.cpu(), [half.to(torch.device("cpu")) for half in halves])
+    return replace(found, weight=found.weight.to(weight.device))
 
 
 def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,18 @@ class Patches:
             else:
                 setattr(owner, name, value)
         self.touched.clear()
+
+
+@contextmanager
+def applied(toolkit: str, *changes: Callable[[Patches], None]) -> Iterator[None]:
+    """These changes for the length of a run, for a toolkit that has the field `magr` of its own."""
+    patches = Patches(toolkit)
+    try:
+        for change in changes:
+            change(patches)
+        yield
+    finally:
+        patches.undo()
 
 
 @dataclass

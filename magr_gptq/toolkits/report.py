@@ -35,6 +35,9 @@ class LayerReport:
     unimproved: how many rows the solver left as they were: it found nothing better, or nothing finite.
     tokens: how many the Hessian of so many `columns` is made of.
     shrinkage: the share by which its pairs were shrunk.
+    correction: the share, 0 to 1, of the correction towards the unquantized model's output that was taken;
+        None where the layer's own output was the target.
+    own_output: whether it was because the toolkit could not give the unquantized model's.
     subnormal: the share of scales that the checkpoint's dtype holds with fewer digits, or not at all.
     skipped: why MagR stepped aside, and `aside` the same in a word.
     fallback: why the toolkit rounded without GPTQ.
@@ -53,6 +56,8 @@ class LayerReport:
     tokens: int | None = None
     columns: int | None = None
     shrinkage: float | None = None
+    correction: float | None = None
+    own_output: bool = False
     subnormal: float = 0.0
     skipped: str | None = None
     aside: str = "skipped"
@@ -82,7 +87,8 @@ class LayerReport:
             settled.largest_before, settled.largest_after, settled.loss, settled.plain_loss,
             plain_share=float((settled.picked == 0).float().mean()) if had_plain else None,
             unimproved=settled.unimproved, tokens=done.tokens, columns=settled.rounded.weight.shape[1],
-            shrinkage=done.shrinkage, subnormal=done.subnormal,
+            shrinkage=done.shrinkage, correction=done.correction, own_output=done.own_output,
+            subnormal=done.subnormal,
         )  # fmt: skip
 
 
@@ -145,6 +151,9 @@ class RunReport:
             text = f"{text}; {unimproved} rows keep their original weight, as the solver found none better"
         if few := self.few_tokens():
             text = f"{text}; {few}"
+        own = sum(layer.own_output for layer in self.layers)
+        if own:
+            text = f"{text}; {own} came near their own output, as the unquantized model's was not to be had"
         return f"{text}; skipped: {'; '.join(reasons)}" if reasons else text
 
     def require_some(self) -> None:

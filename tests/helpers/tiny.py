@@ -13,6 +13,12 @@ from transformers.pytorch_utils import Conv1D
 LENGTH = 64
 SHAPES = {
     "llama": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 2},
+    "two-blocks": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
     # 192 = 128 + 64: the last group of 128 is short
     "tail": {"hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 1, "num_attention_heads": 2},
     # 160 = 2·64 + 32: padded by GPTQModel for tensor parallelism

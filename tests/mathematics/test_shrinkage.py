@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
+from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage, shrinkage_of_halves
 
 
 def tokens_of(count: int, columns: int, seed: int = 0) -> Tensor:
@@ -208,3 +208,62 @@ def test_a_batch_of_diagonals_is_as_one_after_another() -> None:
     together = even_(hessians.clone(), rho, 30)
     for one, share, found in zip(hessians, rho, together, strict=True):
         torch.testing.assert_close(even_(one.clone(), share, 30), found)
+
+
+def obvious_share_of_halves(first: Tensor, second: Tensor) -> float:
+    """What two halves of the tokens agree on, pair by pair."""
+    signal = power = 0.0
+    both = torch.cat((first, second))
+    for i in range(first.shape[1]):
+        for j in range(first.shape[1]):
+            if i != j:
+                r, r1, r2 = (
+                    float(x[:, i] @ x[:, j] / (x[:, i].norm() * x[:, j].norm()))
+                    for x in (both, first, second)
+                )
+                signal += r1 * r2
+                power += r * r
+    return min(1.0, max(0.0, 1 - signal / power))
+
+
+def share_of_halves(first: Tensor, second: Tensor) -> float:
+    return float(shrinkage_of_halves(first.T @ first, second.T @ second))
+
+
+@pytest.mark.parametrize(("count", "columns"), [(4, 5), (14, 20), (40, 8), (500, 16), (600, 300)])
+def test_of_halves_it_is_what_they_disagree_on(count: int, columns: int) -> None:
+    first, second = tokens_of(count, min(columns, 20)).split(count // 2)
+    assert share_of_halves(first, second) == pytest.approx(obvious_share_of_halves(first, second), abs=1e-6)
+
+
+def test_of_halves_of_independent_tokens_it_is_that_of_their_number() -> None:
+    """Where correlations are weak; the number's formula overstates the variance of strong ones."""
+    generator = torch.Generator().manual_seed(8)
+    by_halves, by_number = 0.0, 0.0
+    for _ in range(60):
+        tokens = torch.randn(400, 8, generator=generator, dtype=torch.float64)
+        tokens += 0.4 * torch.randn(400, 1, generator=generator, dtype=torch.float64)
+        by_halves += share_of_halves(*tokens.split(200))
+        by_number += share_of(tokens)
+    assert by_halves == pytest.approx(by_number, rel=0.1)
+
+
+def test_of_halves_it_knows_that_a_documents_tokens_are_alike() -> None:
+    """Every token four times over says no more than once, but the number of tokens is four times as large."""
+    documents = tokens_of(40, 8)
+    alike = documents.repeat_interleave(4, 0)
+    assert share_of_halves(*alike.split(80)) == pytest.approx(share_of_halves(*documents.split(20)), rel=1e-6)
+    assert share_of(alike) < 0.3 * share_of(documents)
+
+
+def test_of_halves_without_any_pair_it_is_whole() -> None:
+    assert share_of_halves(torch.zeros(4, 3), torch.zeros(4, 3)) == 1
+    assert float(shrinkage_of_halves(torch.eye(3), 2 * torch.eye(3))) == 1
+
+
+def test_of_halves_neither_a_factor_nor_a_columns_scale_matters() -> None:
+    first, second = tokens_of(40, 8).split(20)
+    scales = torch.logspace(-3, 3, 8, dtype=torch.float64)
+    assert share_of_halves(first * scales, second * scales) == pytest.approx(
+        share_of_halves(first, second), rel=1e-6
+    )

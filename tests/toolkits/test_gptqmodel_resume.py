@@ -89,7 +89,9 @@ def test_what_is_kept_can_be_any_report() -> None:
         LayerReport("b", 3, 128, skipped="an embedding has no Hessian of its inputs"),
     ]
     runs = [SimpleNamespace(magr=object(), magr_report=RunReport()) for _ in range(2)]
-    stopped, resumed = (SimpleNamespace(model=SimpleNamespace(quantize_config=run)) for run in runs)
+    stopped, resumed = (
+        SimpleNamespace(model=SimpleNamespace(quantize_config=run), processors=[]) for run in runs
+    )
     runs[0].magr_report.layers += layers
     state, _ = resume._capture(lambda _self: ({"version": 3}, {}))(stopped)
     # text: the toolkit's own encoding takes no NaN
@@ -101,7 +103,18 @@ def test_what_is_kept_can_be_any_report() -> None:
 @pytest.mark.parametrize("settings", [{}, {"magr": None}], ids=["no field", "off"])
 def test_off_changes_no_checkpoint(settings: dict) -> None:
     config = SimpleNamespace(magr_report=RunReport(), **settings)
-    task = SimpleNamespace(model=SimpleNamespace(quantize_config=config))
+    task = SimpleNamespace(model=SimpleNamespace(quantize_config=config), processors=[])
     assert resume._capture(lambda _self: ({"version": 3}, {}))(task) == ({"version": 3}, {})
     resume._restore(lambda _self, _state, _artifacts: None)(task, {"version": 3}, {})
     assert not config.magr_report.layers
+
+
+def test_a_checkpoint_without_the_unquantized_chain_is_refused(model: str) -> None:
+    with magr_gptq.enabled("gptqmodel"):
+        checkpoint = CheckpointConfig(path="checkpoint")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resume, "chains_of", lambda _: [])
+            with pytest.raises(CheckpointStopped):
+                quantize(model, stop_in=0, checkpoint=checkpoint)
+        with pytest.raises(CheckpointError, match="start the run again"):
+            quantize(model, checkpoint=checkpoint)

@@ -6,7 +6,8 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
-- `quantization.gptq.GPTQ.add_batch`: counts the tokens that go into the Hessian.
+- `quantization.gptq.GPTQ.__init__`, `.add_batch`: tell of the layers and the inputs that the toolkit wants,
+  for the unquantized chain; the latter counts the tokens that go into the Hessian.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from auto_gptq.modeling import _base
+from auto_gptq.modeling._utils import get_module_by_name_prefix
 from auto_gptq.quantization import gptq
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -32,6 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits.block_passes import BlockPasses
 from magr_gptq.toolkits.layer_step import Aside, Given, descending_order
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.quantizer import shrunk_grid
@@ -55,6 +58,7 @@ class _Run:
     bits: int
     report: RunReport
     names: dict[int, str]
+    passes: BlockPasses | None = None
 
 
 _run: ContextVar[_Run | None] = ContextVar("magr_run", default=None)
@@ -65,6 +69,7 @@ def apply(patches: Patches) -> None:
     patches.add_magr_field(_base.BaseQuantizeConfig, _init)
     patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
     patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
+    patches.wrap(gptq.GPTQ, "__init__", _begin, ("self", "layer"))
     patches.wrap(gptq.GPTQ, "add_batch", _count, ("self", "inp", "out"))
     patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
     if not torch.cuda.is_available():
@@ -107,12 +112,16 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if config.magr is None:
             return original(self, *args, **kwargs)
         names = {id(module): name for name, module in self.model.named_modules()}
+        blocks = get_module_by_name_prefix(self.model, self.layers_block_name)
+        passes = BlockPasses(blocks) if config.magr.aims_at_model else None
         with reported_run(config) as report:
-            token = _run.set(_Run(config.magr, config.bits, report, names))
+            token = _run.set(_Run(config.magr, config.bits, report, names, passes))
             try:
                 return original(self, *args, **kwargs)
             finally:
                 _run.reset(token)
+                if passes:
+                    passes.finish()
 
     return quantize
 
@@ -126,11 +135,22 @@ def count_tokens(task: Any, inputs: Tensor) -> None:
         task.magr_tokens = getattr(task, "magr_tokens", 0) + inputs.shape[:-1].numel()
 
 
+def _begin(original: Callable[..., None]) -> Callable[..., None]:
+    def init(self: Any, layer: Any) -> None:
+        original(self, layer)
+        if (run := _run.get()) is not None and run.passes is not None:
+            run.passes.begin(layer)
+
+    return init
+
+
 def _count(original: Callable[..., None]) -> Callable[..., None]:
     def add_batch(self: Any, inp: Tensor, out: Tensor) -> None:
         original(self, inp, out)
-        if _run.get() is not None:
+        if (run := _run.get()) is not None:
             count_tokens(self, inp)
+            if run.passes is not None:
+                run.passes.add(self.layer, inp)
 
     return add_batch
 
@@ -217,7 +237,15 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    given = Given(matrix, task.H, plan, getattr(task, "magr_tokens", None), in_order=not reorders)
+    pairs = run.passes.end(task.layer) if run.passes else None
+    given = Given(
+        weight=matrix,
+        hessian=task.H,
+        plan=plan,
+        tokens=getattr(task, "magr_tokens", None),
+        in_order=not reorders,
+        halves=pairs.halves if pairs else None,
+    )
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):
         task.H, task.quantizer = done.hessian, quantizer

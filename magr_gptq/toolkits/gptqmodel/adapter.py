@@ -10,6 +10,7 @@ What is touched, why there, all undone by `Patches.undo`:
 - `looper.gptq_checkpoint.QuantizationCheckpointAdapter`: keeps the report where a run is stopped and resumed;
   see `resume`.
 - `models.base.BaseQModel.prepare_dataset`: counts the rows that are dropped; see `calibration`.
+- the looper's passes over the batches, where a layer aims at the unquantized model's output; see `chain`.
 
 Called and left as they are: `CALLED` of a task, whose absence would end the process at the first layer.
 """
@@ -33,11 +34,11 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.toolkits import layer_step
-from magr_gptq.toolkits.gptqmodel import calibration, resume
+from magr_gptq.toolkits.gptqmodel import calibration, chain, resume
 from magr_gptq.toolkits.gptqmodel import config as config_field
 from magr_gptq.toolkits.gptqmodel.rounding import RetriedError, Rounding, StandIn
 from magr_gptq.toolkits.layer_step import Aside, Done, Given, descending_order
-from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.patching import Patches, applied
 from magr_gptq.toolkits.quantizer import restore_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
@@ -65,6 +66,7 @@ def apply(patches: Patches) -> None:
     patches.wrap(BaseQModel, "quantize", _quantize_model)
     resume.apply(patches)
     calibration.apply(patches)
+    chain.apply(patches)
 
 
 def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,7 +89,8 @@ def _matrices(model: torch.nn.Module) -> list[str]:
 def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit's own `quantize` make a run with `magr`, under a report.
 
-    What a GPTQModel with a field `magr` of its own calls; its settings are checked here.
+    What a GPTQModel with a field `magr` of its own calls; its settings are checked here. The passes over the
+    batches are hooked for as long as the run takes.
 
     Raises:
         ValueError, TypeError: a setting makes no sense.
@@ -97,7 +100,7 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> Any:
     for override in config_field.overrides(config):
         override["magr"] = config_field.as_written(override["magr"], config)
     config_field.check_static_groups(config)
-    with reported_run(config), resume.report_kept():
+    with reported_run(config), applied("gptqmodel", resume.apply, chain.apply):
         return quantize()
 
 
@@ -174,6 +177,7 @@ def _given(task: Any, magr: MagRConfig) -> Given:
         # padding is cut off where it stands, and a correction has its columns in their own order
         in_order=not (config.desc_act or task._tp_pad_cols or corrects),
         share=_share(task, plan),
+        halves=chain.halves_of(task),
     )
 
 

@@ -1,7 +1,8 @@
-"""GPTQModel can stop a run and go on in another process: the report of the layers goes along.
+"""GPTQModel can stop a run and go on in another process: the report and the unquantized chain go along.
 
 Without this, a resumed run would know only the layers that came after, and one that was stopped after its
-last layer would raise NothingReducedError. What is touched:
+last layer would raise NothingReducedError; and the original weights of the blocks that are done are gone, so
+that what they made of the calibration text must be kept. What is touched:
 
 - `QuantizationCheckpointAdapter.capture` and `.restore`: give and take everything that a checkpoint holds.
   The setting of `magr` is there already, as a field of the config: the toolkit refuses to go on with another.
@@ -10,13 +11,14 @@ last layer would raise NothingReducedError. What is touched:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from gptqmodel.looper.checkpoint_store import CheckpointError
 from gptqmodel.looper.gptq_checkpoint import QuantizationCheckpointAdapter
 
+from magr_gptq.toolkits.gptqmodel.chain import chains_of
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport
 
@@ -27,17 +29,6 @@ def apply(patches: Patches) -> None:
     patches.wrap(QuantizationCheckpointAdapter, "restore", _restore, ("self", "state", "artifacts"))
 
 
-@contextmanager
-def report_kept() -> Iterator[None]:
-    """The same for the length of a run, for a GPTQModel that has the field `magr` of its own."""
-    patches = Patches("gptqmodel")
-    try:
-        apply(patches)
-        yield
-    finally:
-        patches.undo()
-
-
 def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
     def capture(self: Any) -> Any:
         state, artifacts = original(self)
@@ -45,6 +36,9 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
         if report is not None and report.layers:
             # as text: the toolkit's own encoding refuses NaN
             state["magr_report"] = json.dumps([asdict(layer) for layer in report.layers])
+            for followed in chains_of(self.processors):
+                # the toolkit's own encoding takes text alone as keys
+                state["magr_undamaged"] = {str(n): kept for n, kept in followed.states.items()}
         return state, artifacts
 
     return capture
@@ -55,5 +49,12 @@ def _restore(original: Callable[..., Any]) -> Callable[..., Any]:
         original(self, state, artifacts)
         for layer in json.loads(state.get("magr_report", "[]")):
             self.model.quantize_config.magr_report.add(LayerReport(**layer))
+        for followed in chains_of(self.processors):
+            if "magr_undamaged" not in state:
+                raise CheckpointError(
+                    "the checkpoint lacks the unquantized model's hidden states: an earlier magr_gptq wrote "
+                    "it; start the run again, or go on with magr={'target': 'layer'}"
+                )
+            followed.states = {int(number): kept for number, kept in state["magr_undamaged"].items()}
 
     return restore

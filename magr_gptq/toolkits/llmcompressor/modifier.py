@@ -10,11 +10,11 @@ What the subclass overrides, and why there:
 
 - `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
   each module that it owns. A stand-in with candidate rows is rounded in the module's place.
-- `calibrate_module`: counts the tokens that go into a Hessian, and `_reduce_hessian_to_target_rank` sums
-  those of torchrun's ranks, as it sums their Hessians.
+- `calibrate_module`: counts the tokens that go into a Hessian, and pairs inputs of both chains;
+  `_reduce_hessian_to_target_rank` sums those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
-- `on_initialize`: refuses what MagR can't apply to, and a rank without calibration rows.
-  `on_finalize`: raises where nothing was reduced.
+- `on_initialize`: refuses what MagR can't apply to, and a rank without calibration rows; hooks the blocks,
+  for the unquantized chain. `on_finalize`: takes those hooks away; raises where nothing was reduced.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.toolkits.block_passes import BlockPasses
 from magr_gptq.toolkits.layer_step import (
     LAYER_ERRORS,
     Aside,
@@ -85,6 +86,7 @@ class MagRGPTQModifier(GPTQModifier):
 
     _magr_report: RunReport = PrivateAttr(default_factory=RunReport)
     _tokens: dict[Any, Tensor] = PrivateAttr(default_factory=dict)
+    _passes: BlockPasses | None = PrivateAttr(default=None)
 
     @property
     def magr_report(self) -> RunReport:
@@ -122,11 +124,32 @@ class MagRGPTQModifier(GPTQModifier):
                         f"magr: {name} is an embedding, which has no Hessian and which GPTQModifier leaves "
                         f"without a scale; put it into ignore={[*self.ignore, name]}"
                     )
+            if self.magr.aims_at_model:
+                self._follow(state.model)
         return initialized
+
+    def _follow(self, model: torch.nn.Module) -> None:
+        """Lead the unquantized chain through the blocks: members of lists, with modules to be rounded."""
+        rounded = set(self._quantized_modules())
+        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+        held = {block: [m for m in block.modules() if m in rounded] for blocks in lists for block in blocks}
+        inner = {inside for block in held for inside in block.modules() if inside is not block}
+        held = {block: modules for block, modules in held.items() if modules and block not in inner}
+        for block, modules in held.items():
+            # this hook, as all of the toolkit's, is off while it propagates
+            self.register_hook(block, partial(self._begin, modules), "forward_pre")
+        self._passes = BlockPasses(held)
+
+    def _begin(self, modules: list[Any], _module: Any, _args: Any) -> None:
+        if self._passes is not None and modules[0] not in self._tokens:
+            for module in modules:
+                self._passes.begin(module)
 
     def on_finalize(self, state: Any, **kwargs: Any) -> bool:
         """GPTQModifier's, then the report of all ranks: logged, and required to hold a reduced layer."""
         finalized: bool = super().on_finalize(state, **kwargs)
+        if self._passes is not None:
+            self._passes.finish()
         if self.magr is not None:
             self._complete_report()
             self._magr_report.require_some()
@@ -144,6 +167,8 @@ class MagRGPTQModifier(GPTQModifier):
         if self.magr is not None and isinstance(module, torch.nn.Linear):
             seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
             self._tokens[module] = self._tokens.get(module, 0) + seen
+            if self._passes is not None:
+                self._passes.add(module, args[0])
 
     def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
         """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their tokens, too."""
@@ -202,11 +227,16 @@ class MagRGPTQModifier(GPTQModifier):
             self._magr_report.add(replace(report, fallback=NOT_FACTORIZED) if failed else report)
 
     def _given(self, module: Any) -> Given:
-        """The module with its Hessian and its plan."""
-        plan = self._plan(module)
-        tokens = int(self._tokens.pop(module, 0)) or None
-        in_order = not module.quantization_scheme.weights.actorder
-        return Given(module.weight, self._hessians[module], plan, tokens, in_order=in_order)
+        """The module with its Hessian, its plan, and what both chains add up to."""
+        pairs = self._passes.end(module) if self._passes else None
+        return Given(
+            weight=module.weight,
+            hessian=self._hessians[module],
+            plan=self._plan(module),
+            tokens=int(self._tokens.pop(module, 0)) or None,
+            in_order=not module.quantization_scheme.weights.actorder,
+            halves=pairs.halves if pairs else None,
+        )
 
     def _leave(self, module: Any, aside: Aside) -> None:
         """Have GPTQModifier round the module as it is; its observer may have seen other rows."""

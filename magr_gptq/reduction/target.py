@@ -1,0 +1,195 @@
+"""The weight whose output on damaged inputs is nearest to the unquantized model's output.
+
+Once earlier layers are quantized, a layer's inputs are X̂ in place of X. Aiming at ŴX̂ᵀ keeps what earlier
+layers spoiled; aiming at ŴXᵀ makes up for it where it can be told from X̂:
+
+    ‖XŴᵀ − X̂Qᵀ‖² = ‖W* − Q‖²_Ĥ + what no Q changes   W* = Ŵ + EĤ⁻¹   Ĥ = X̂ᵀX̂   E = Ŵ(X − X̂)ᵀX̂
+
+so that all which is done for Ŵ can be done for W*. A layer that writes into the residual stream can make up
+for what the stream R̂ lacks of R, too: E gains (R − R̂)ᵀX̂. From few tokens the correction is mostly noise,
+which the tokens themselves tell: Ĥ is shrunk as everywhere (`shrinkage`), and what half of the calibration
+documents says counts as far as it holds on the other half. There is no constant to choose.
+
+The identity is that of QEP (Y. Arai, Y. Ichikawa, arXiv 2504.09629), Qronos (S. Zhang et al., 2505.11695) and
+GPTAQ (Y. Li et al., 2504.02692); the stream is LoaQ's (2509.06297). They and CoreQ (2602.05902) choose a
+strength by a constant or a closed form; this one is cross-fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage_of_halves
+
+# of the mean diagonal: without it float32 would not factor a matrix of few tokens
+RIDGE = 1e-6
+
+
+@dataclass
+class Half:
+    """Sums over the tokens of every second calibration document; the other half has the other documents.
+
+    Tokens of one document are alike: they belong into one half. x enters the layer in the unquantized model,
+    x̂ where all earlier layers are quantized, r and r̂ are the residual stream that the layer writes into.
+
+    gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. cross: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be all
+    rounding. stream: Σ (r − r̂)x̂ᵀ, [out, in]; None for a layer that writes elsewhere. All float32. tokens: n.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    stream: Tensor | None
+    tokens: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, undamaged: Tensor, damaged: Tensor, stream: Tensor | None = None) -> Half:
+        """The sums over some tokens, paired by place.
+
+        Args:
+            undamaged, damaged: x and x̂, [tokens, in], any floating dtype. stream: r − r̂, [tokens, out].
+        """
+        wide = damaged.float()
+        missing = (undamaged - damaged).float()
+        return cls(
+            gram=wide.T @ wide,
+            cross=missing.T @ wide,
+            stream=None if stream is None else stream.float().T @ wide,
+            tokens=len(wide),
+        )
+
+    @torch.no_grad()
+    def add_(self, other: Half) -> Half:
+        """These sums and those, in place."""
+        self.gram.add_(other.gram)
+        self.cross.add_(other.cross)
+        if self.stream is not None and other.stream is not None:
+            self.stream.add_(other.stream)
+        self.tokens += other.tokens
+        return self
+
+    def to(self, device: torch.device) -> Half:
+        """The same elsewhere."""
+        stream = None if self.stream is None else self.stream.to(device)
+        return replace(self, gram=self.gram.to(device), cross=self.cross.to(device), stream=stream)
+
+    def missing(self, weight: Tensor) -> Tensor:
+        """E, [out, in]: what the layer's output lacks, against x̂."""
+        lost = weight @ self.cross
+        return lost if self.stream is None else lost + self.stream
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer is to come near.
+
+    weight: W*, [out, in] float32. strength: the share α of the correction that was taken, 0 to 1.
+    """
+
+    weight: Tensor
+    strength: float
+
+
+@torch.no_grad()
+def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
+    """W* = Ŵ + α·D, which stands in for Ŵ in all that follows.
+
+    D is the `correction` by all tokens. Let S be the part of it that holds, and V its noise, which is 2V by
+    half of the tokens. The `cross_fitted` share of the halves is a = S/(S + 2V), and that of all tokens is
+
+        α = S/(S + V) = 2a/(1 + a)
+
+    (Spearman's and Brown's formula for a test of twice the length, 1910). α is 0, and W* is Ŵ itself, where a
+    half has no tokens, or where the inputs are undamaged.
+
+    Args:
+        weight: Ŵ, [out, in], any floating dtype; not changed.
+        halves: two, on one device, or fewer where there was one document; which is the first changes nothing.
+
+    Raises:
+        ValueError: sums of another shape, or that are not finite.
+    """
+    original = weight.detach().to(torch.float32, copy=True)
+    for half in halves:
+        _check(original, half)
+    if len(halves) < 2 or not all(bool(diagonal_of(half.gram).any()) for half in halves):
+        return Target(original, 0.0)
+    original = original.to(halves[0].gram.device)
+    missing = [half.missing(original) for half in halves]
+    rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)
+    # half of the tokens have twice the noise
+    rho_of_half = 2 * rho / (1 + rho)
+    found = [correction(lost, half.gram, rho_of_half) for lost, half in zip(missing, halves, strict=True)]
+    by_halves = cross_fitted(found, missing, [half.gram for half in halves])
+    strength = 2 * by_halves / (1 + by_halves)
+    if strength == 0:
+        return Target(original, 0.0)
+    del found
+    whole = replace(halves[0], gram=halves[0].gram.clone(), cross=halves[0].cross.clone()).add_(halves[1])
+    return Target(
+        correction(missing[0] + missing[1], whole.gram, rho).mul_(strength).add_(original), strength
+    )
+
+
+def correction(missing: Tensor, gram: Tensor, rho: Tensor) -> Tensor:
+    """D = (1 − ρ)·E((1 − ρ)Ĥ + ρ·diag(Ĥ))⁻¹: least squares at ρ = 0, [out, in] float32.
+
+    It is the regression of what the outputs lack on x̂, both moments shrunk: Ĥ in its pairs, E towards 0.
+
+    Args:
+        missing: E, [out, in]. gram: Ĥ, [in, in]. rho: the share, []; see `shrinkage`.
+    """
+    scaled, unit = normalise(gram)
+    shrink_(scaled, rho)
+    ridge = (RIDGE * diagonal_of(scaled).mean()).expand(len(scaled))
+    factor, _ = shifted_cholesky(scaled.clone, ridge)
+    share = (1 - rho).to(missing) / unit.to(missing)
+    return torch.cholesky_solve((missing * share).mT, factor).mT.contiguous()
+
+
+def cross_fitted(corrections: Sequence[Tensor], missing: Sequence[Tensor], grams: Sequence[Tensor]) -> float:
+    """a in [0, 1] that is best for what one half says about the other, both ways together.
+
+    On half B the correction D by half A leaves const − 2a⟨D, E_B⟩ + a²⟨D, DĤ_B⟩ of the squared error, so
+
+        a = (⟨D_A, E_B⟩ + ⟨D_B, E_A⟩) / (⟨D_A, D_AĤ_B⟩ + ⟨D_B, D_BĤ_A⟩)   clipped; 0 where D is 0
+
+    Args:
+        corrections: D_A and D_B, [out, in]. missing: E_A and E_B, [out, in]. grams: Ĥ_A and Ĥ_B, [in, in].
+
+    Raises:
+        ValueError: numbers that are not finite.
+    """
+    agreement = size = 0.0
+    for found, lost, gram in zip(corrections, reversed(missing), reversed(grams), strict=True):
+        agreement += float(torch.linalg.vecdot(found, lost).sum())
+        size += float(torch.linalg.vecdot(found @ gram, found).sum())
+    strength = agreement / size if size > 0 else 0.0
+    if not -torch.inf < strength < torch.inf:
+        raise ValueError(
+            f"the target's strength is {agreement:.3g} over {size:.3g}; "
+            "check that the calibration run is finite in both chains, in float32"
+        )
+    return min(1.0, max(0.0, strength))
+
+
+def _check(original: Tensor, half: Half) -> None:
+    """Raise ValueError for sums that are not of this layer's inputs."""
+    rows, columns = original.shape
+    for name, shape in (
+        ("gram", (columns, columns)),
+        ("cross", (columns, columns)),
+        ("stream", (rows, columns)),
+    ):
+        matrix = getattr(half, name)
+        if matrix is None:
+            continue
+        if matrix.shape != shape:
+            raise ValueError(f"{name} is {tuple(matrix.shape)}; this weight needs {shape}")
+        if not matrix.sum().isfinite():
+            raise ValueError(f"{name} holds NaN or infinity; check the calibration run in float32")

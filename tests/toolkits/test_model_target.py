@@ -1,0 +1,115 @@
+"""Every toolkit's own loop gives a layer the pairs of both chains that stored inputs give."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from four_roads import ROADS
+from tiny import calibration_rows, save_tiny_model
+from transformers import AutoModelForCausalLM
+
+import magr_gptq
+from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.shrinkage import shrinkage_of_halves
+from magr_gptq.toolkits import installed, layer_step
+from magr_gptq.toolkits.report import LayerReport, RunReport
+
+# the last layer to be rounded, the only one in its block that has as many columns
+LAYER, COLUMNS = "model.layers.1.mlp.down_proj", 256
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_tiny_model("two-blocks", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def undamaged(model: str) -> torch.Tensor:
+    """What the layer is given in the unquantized model, [tokens, columns] float64."""
+    seen = []
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    loaded.get_submodule(LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    for row in calibration_rows():
+        loaded(input_ids=row[None])
+    return torch.cat(seen).double()
+
+
+def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the toolkit takes a Hessian of from now on, at layers of so many columns, [tokens, columns]."""
+    seen: list[torch.Tensor] = []
+    if road == "llm-compressor":
+        toolkit = importlib.import_module("magr_gptq.toolkits.llmcompressor")
+        owner, name, place = toolkit.MagRGPTQModifier, "calibrate_module", 2
+    else:
+        module = "auto_gptq" if road == "auto-gptq" else "gptqmodel"
+        owner, name, place = importlib.import_module(f"{module}.quantization.gptq").GPTQ, "add_batch", 1
+    real = getattr(owner, name)
+
+    def keep(*args: object, **kwargs: object) -> None:
+        inputs = args[place][0] if road == "llm-compressor" else args[place]
+        if inputs.shape[-1] == COLUMNS:
+            seen.append(inputs.reshape(-1, COLUMNS).double().clone())
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, keep)
+    return seen
+
+
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[LayerReport]:
+    """Every layer that is reported from now on."""
+    seen: list[LayerReport] = []
+    add = RunReport.add
+    monkeypatch.setattr(RunReport, "add", lambda self, layer: (seen.append(layer), add(self, layer)))
+    return seen
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
+def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, monkeypatch) -> None:
+    seen, targets = keep_inputs(road, monkeypatch), []
+    real = layer_step.target_of
+
+    def target_of(weight: torch.Tensor, halves: list) -> object:
+        found = real(weight, halves)
+        targets.append((halves, found))
+        return found
+
+    monkeypatch.setattr(layer_step, "target_of", target_of)
+    done = reports(monkeypatch)
+    with magr_gptq.enabled(road):
+        ROADS[road](model)
+    assert len(targets) == 14
+    halves, found = targets[-1]
+    tokens = len(undamaged)
+    damaged = torch.cat(seen)[-tokens:]
+    assert sum(half.tokens for half in halves) == tokens
+    torch.testing.assert_close(
+        sum(half.gram.double() for half in halves), damaged.T @ damaged, rtol=1e-3, atol=1e-2
+    )
+    exact = (undamaged - damaged).T @ damaged
+    assert exact.abs().max() > 0.1
+    torch.testing.assert_close(sum(half.cross.double() for half in halves), exact, rtol=1e-2, atol=2e-3)
+    # it writes into the stream, which earlier layers have damaged
+    assert all(half.stream.abs().max() > 0.1 for half in halves)
+    assert 0 < found.strength <= 1
+    # the Hessian was shrunk by what the halves disagree on
+    report = done[-1]
+    assert report.name.endswith(LAYER)
+    assert report.correction == found.strength
+    assert report.shrinkage == pytest.approx(float(shrinkage_of_halves(*(half.gram for half in halves))))
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
+def test_the_original_model_is_not_needed_for_a_layers_own_output(road: str, model: str, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a second chain was kept")
+
+    monkeypatch.setattr("magr_gptq.toolkits.undamaged.UndamagedChain.open", refuse)
+    monkeypatch.setattr(MagRConfig, "aims_at_model", property(lambda _: False))
+    done = reports(monkeypatch)
+    with magr_gptq.enabled(road):
+        ROADS[road](model)
+    assert len(done) == 14
+    assert not any(layer.own_output or layer.correction is not None for layer in done)

@@ -1,0 +1,263 @@
+"""The unquantized chain beside a toolkit's, on blocks small enough to run both by hand."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.stream import BLOCK, find_writers
+from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
+
+WIDTH, INNER, TOKENS, BATCHES = 8, 12, 5, 4
+
+
+class Block(nn.Module):
+    """Two layers that write into the stream, one by a norm's output, one by another layer's."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.first_norm, self.second_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.value, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        self.scale = scale
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor]:
+        hidden = hidden + self.scale * self.out(self.value(self.first_norm(hidden)))
+        return (hidden + self.down(self.up(self.second_norm(hidden)).relu()),)
+
+
+@pytest.fixture
+def blocks() -> list[Block]:
+    torch.manual_seed(0)
+    return [Block().requires_grad_(False) for _ in range(2)]
+
+
+@pytest.fixture
+def inputs() -> list[torch.Tensor]:
+    return list(torch.randn(BATCHES, 1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)))
+
+
+def damage(layer: nn.Linear) -> None:
+    """What a toolkit's rounding does."""
+    layer.weight.copy_((layer.weight * 4).round() / 4)
+
+
+def given_to(block: Block, name: str, states: list[torch.Tensor]) -> list[torch.Tensor]:
+    """What the layer is given of every batch, [tokens, in] float64."""
+    seen = []
+    handle = block.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    for state in states:
+        block(state)
+    handle.remove()
+    return [found.double() for found in seen]
+
+
+def in_halves(documents: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Every second document; the first one is cut in two."""
+    middle = len(documents[0]) // 2
+    return [
+        torch.cat([documents[0][:middle], *documents[2::2]]),
+        torch.cat([documents[0][middle:], *documents[1::2]]),
+    ]
+
+
+def follow(chain: UndamagedChain, block: Block, states: list[torch.Tensor], *names: str) -> dict[str, Pairs]:
+    """One pass of a toolkit that wants these layers' inputs."""
+    pairs = {name: Pairs() for name in names}
+    chain.open(block, names)
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args, kw: chain.run(number, args, kw), with_kwargs=True)
+    ]
+    for name in names:
+        pair = lambda _, args, name=name: chain.pair(name, pairs[name], args[0])  # noqa: E731
+        hooks.append(block.get_submodule(name).register_forward_pre_hook(pair))
+    for number, state in enumerate(states):  # noqa: B007 - read by the hook
+        block(state)
+    for hook in hooks:
+        hook.remove()
+    chain.close()
+    return pairs
+
+
+def test_pairs_are_the_sums_of_both_chains_inputs(blocks, inputs) -> None:
+    original = copy.deepcopy(blocks)
+    chain = UndamagedChain()
+    follow(chain, blocks[0], inputs, "value")
+    damage(blocks[0].value)
+    damage(blocks[0].up)
+    follow(chain, blocks[0], inputs)
+    damaged = [blocks[0](state)[0] for state in inputs]
+    clean = [original[0](state)[0] for state in inputs]
+    follow(chain, blocks[1], damaged, "value")
+    damage(blocks[1].value)
+    pairs = follow(chain, blocks[1], damaged, "up", "out")
+    for name in ("up", "out"):
+        xs, ys = given_to(original[1], name, clean), given_to(blocks[1], name, damaged)
+        for found, (x, y) in zip(
+            pairs[name].halves, zip(in_halves(xs), in_halves(ys), strict=True), strict=True
+        ):
+            torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
+            assert found.tokens == len(y)
+
+
+def test_a_writer_is_paired_with_what_the_stream_lacks(blocks, inputs) -> None:
+    original = copy.deepcopy(blocks[0])
+    chain = UndamagedChain()
+    follow(chain, blocks[0], inputs, "value")
+    damage(blocks[0].out)
+    pairs = follow(chain, blocks[0], inputs, "up", "down")
+    assert pairs["up"].halves[0].stream is None
+    streams, spoiled = given_to(original, "second_norm", inputs), given_to(blocks[0], "second_norm", inputs)
+    ys = given_to(blocks[0], "down", inputs)
+    sides = [in_halves(tokens) for tokens in (streams, spoiled, ys)]
+    for found, (stream, damaged, y) in zip(pairs["down"].halves, zip(*sides, strict=True), strict=True):
+        exact = (stream - damaged).T @ y
+        torch.testing.assert_close(found.stream.double(), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_only_layers_whose_output_is_added_as_it_is_write(inputs) -> None:
+    assert find_writers(Block(), (inputs[0],), {}) == {"out": "first_norm", "down": "second_norm"}
+    assert find_writers(Block(scale=0.5), (inputs[0],), {}) == {"down": "second_norm"}
+
+
+def test_without_a_norm_the_block_itself_is_given_the_stream(inputs) -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + self.out(hidden.relu())
+
+    assert find_writers(Bare(), (inputs[0],), {}) == {"out": BLOCK}
+
+
+def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_none(blocks, inputs) -> None:
+    chain, pairs = UndamagedChain(), Pairs()
+    batch = torch.cat(inputs[:3])
+    kept = torch.ones(3, TOKENS, dtype=torch.bool)
+    kept[1, 2:] = False
+    chain.open(blocks[0], ["up"])
+    chain.run(0, (batch,), {})
+    chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), kept)
+    assert [half.tokens for half in pairs.halves] == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
+
+
+def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
+    pairs = follow(UndamagedChain(), blocks[0], inputs, "value")
+    assert not any(half.cross.any() for half in pairs["value"].halves)
+
+
+def test_a_mixtures_experts_are_not_paired(inputs) -> None:
+    block = Block()
+    block.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
+    chain, pairs = UndamagedChain(), Pairs()
+    chain.open(block, ["experts.0"])
+    chain.run(0, (inputs[0],), {})
+    chain.pair("experts.0", pairs, inputs[0])
+    assert pairs.halves is None
+
+
+def test_inputs_of_another_shape_are_not_paired(blocks, inputs) -> None:
+    chain, pairs = UndamagedChain(), Pairs()
+    chain.open(blocks[0], ["up"])
+    chain.run(0, (inputs[0],), {})
+    chain.pair("up", pairs, inputs[0][:, :3])
+    assert pairs.halves is None
+
+
+def test_the_rest_of_the_original_does_not_run_once_all_is_seen(blocks, inputs) -> None:
+    chain, ran = UndamagedChain(), []
+    chain.open(blocks[0], ["value"])
+    chain.run(0, (inputs[0],), {})  # the first batch is looked at as a whole
+    original = next(iter(chain._copies.values()))
+    original.down.register_forward_hook(lambda *_: ran.append("down"))
+    chain.run(1, (inputs[1],), {})
+    assert ran == []
+
+
+def test_the_block_is_left_as_it_was(blocks, inputs) -> None:
+    before = blocks[0](inputs[0])[0]
+    follow(UndamagedChain(), blocks[0], inputs, "up", "down")
+    assert torch.equal(blocks[0](inputs[0])[0], before)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in blocks[0].modules())
+
+
+def test_threads_do_not_mix_their_batches(blocks, inputs) -> None:
+    alone = follow(UndamagedChain(), blocks[0], inputs, "up")["up"].halves
+    chain, pairs = UndamagedChain(), Pairs()
+    chain.open(blocks[0], ["up"])
+    barrier = threading.Barrier(BATCHES)
+
+    def run(number: int) -> None:
+        chain.run(number, (inputs[number],), {})
+        barrier.wait(timeout=60)
+        seen = given_to(copy.deepcopy(blocks[0]), "up", [inputs[number]])[0]
+        chain.pair("up", pairs, seen.float()[None])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(BATCHES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    grams = sorted(float(half.gram.trace()) for half in pairs.halves)
+    assert grams == pytest.approx(sorted(float(half.gram.trace()) for half in alone), rel=1e-5)
+
+
+class Toolkit:
+    """Goes through blocks as AutoGPTQ and optimum do, and rounds one layer after another."""
+
+    def __init__(self, blocks: list[Block], passes: BlockPasses) -> None:
+        self.blocks, self.passes, self.pairs = blocks, passes, {}
+
+    def quantize(self, states: list[torch.Tensor], names: list[str]) -> list[torch.Tensor]:
+        for block in self.blocks:
+            for name in names:
+                layer = block.get_submodule(name)
+                self.passes.begin(layer)
+                handle = layer.register_forward_hook(lambda m, args, _: self.passes.add(m, args[0]))
+                for state in states:
+                    block(state)
+                handle.remove()
+                self.pairs[layer] = self.passes.end(layer)
+                damage(layer)
+            states = [block(state)[0] for state in states]
+        return states
+
+
+def test_passes_are_told_apart_by_tasks_alone(blocks, inputs) -> None:
+    original = copy.deepcopy(blocks)
+    blocks[0](inputs[0])  # as a toolkit does that looks for what enters the first block
+    passes = BlockPasses(blocks)
+    blocks[0](inputs[1])
+    toolkit = Toolkit(blocks, passes)
+    toolkit.quantize(inputs, ["value", "up"])
+    passes.finish()
+    clean = [original[0](state)[0] for state in inputs]
+    found = toolkit.pairs[blocks[1].up].halves[1]
+    first = copy.deepcopy(original[1])
+    damage(first.value)
+    damaged = [blocks[0](state)[0] for state in inputs]
+    x, y = (
+        in_halves(tokens)[1]
+        for tokens in (given_to(original[1], "up", clean), given_to(first, "up", damaged))
+    )
+    torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
+    assert not any(block._forward_pre_hooks for block in blocks)
+
+
+def test_blocks_that_run_in_turns_have_no_chain(blocks, inputs) -> None:
+    passes = BlockPasses(blocks)
+    for block in blocks:
+        passes.begin(block.up)
+    state = inputs[0]
+    for block in blocks:
+        state = block(state)[0]
+    assert passes.end(blocks[0].up) is None
+    assert passes.end(blocks[1].up) is None
