@@ -6,8 +6,8 @@ What is touched, why there, all undone by `Patches.undo`:
   quantize_config.json, where unmodified loaders ignore what they don't know.
 - `modeling._base.BaseGPTQForCausalLM.quantize`: opens a report for each run and makes the config
   known to the layers, which AutoGPTQ doesn't; raises where no layer was reduced.
-- `quantization.gptq.GPTQ.__init__`, `.add_batch`: tell of the layers and the inputs that the toolkit wants,
-  for the unquantized chain; the latter counts the tokens that go into the Hessian.
+- `quantization.gptq.GPTQ.add_batch`: counts the tokens that go into the Hessian; more for the unquantized
+  chain, see `chain`.
 - `quantization.gptq.GPTQ.fasterquant`: puts candidate rows into the layer, from where the toolkit
   takes the weight that it rounds, and keeps each row's best.
 - only without CUDA: `modeling._base.CUDA_0`, where layers are moved to, becomes the CPU, and the
@@ -20,13 +20,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from auto_gptq.modeling import _base
-from auto_gptq.modeling._utils import get_module_by_name_prefix
 from auto_gptq.quantization import gptq
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -34,9 +34,9 @@ from transformers.pytorch_utils import Conv1D
 from magr_gptq.config import MagRConfig
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step
-from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.autogptq import chain
 from magr_gptq.toolkits.layer_step import Aside, Given, descending_order
-from magr_gptq.toolkits.patching import Patches
+from magr_gptq.toolkits.patching import Patches, applied
 from magr_gptq.toolkits.quantizer import shrunk_grid
 from magr_gptq.toolkits.report import LayerReport, RunReport, reported_run
 
@@ -58,7 +58,6 @@ class _Run:
     bits: int
     report: RunReport
     names: dict[int, str]
-    passes: BlockPasses | None = None
 
 
 _run: ContextVar[_Run | None] = ContextVar("magr_run", default=None)
@@ -69,7 +68,7 @@ def apply(patches: Patches) -> None:
     patches.add_magr_field(_base.BaseQuantizeConfig, _init)
     patches.wrap(_base.BaseQuantizeConfig, "to_dict", _to_dict, ("self",))
     patches.wrap(_base.BaseGPTQForCausalLM, "quantize", _quantize_model)
-    patches.wrap(gptq.GPTQ, "__init__", _begin, ("self", "layer"))
+    chain.apply(patches)
     patches.wrap(gptq.GPTQ, "add_batch", _count, ("self", "inp", "out"))
     patches.wrap(gptq.GPTQ, "fasterquant", _quantize_layer, FASTERQUANT_PARAMETERS)
     if not torch.cuda.is_available():
@@ -112,16 +111,12 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if config.magr is None:
             return original(self, *args, **kwargs)
         names = {id(module): name for name, module in self.model.named_modules()}
-        blocks = get_module_by_name_prefix(self.model, self.layers_block_name)
-        passes = BlockPasses(blocks) if config.magr.aims_at_model else None
-        with reported_run(config) as report:
-            token = _run.set(_Run(config.magr, config.bits, report, names, passes))
+        with reported_run(config) as report, chain.followed(config.magr, self):
+            token = _run.set(_Run(config.magr, config.bits, report, names))
             try:
                 return original(self, *args, **kwargs)
             finally:
                 _run.reset(token)
-                if passes:
-                    passes.finish()
 
     return quantize
 
@@ -135,22 +130,11 @@ def count_tokens(task: Any, inputs: Tensor) -> None:
         task.magr_tokens = getattr(task, "magr_tokens", 0) + inputs.shape[:-1].numel()
 
 
-def _begin(original: Callable[..., None]) -> Callable[..., None]:
-    def init(self: Any, layer: Any) -> None:
-        original(self, layer)
-        if (run := _run.get()) is not None and run.passes is not None:
-            run.passes.begin(layer)
-
-    return init
-
-
 def _count(original: Callable[..., None]) -> Callable[..., None]:
     def add_batch(self: Any, inp: Tensor, out: Tensor) -> None:
         original(self, inp, out)
-        if (run := _run.get()) is not None:
+        if _run.get() is not None:
             count_tokens(self, inp)
-            if run.passes is not None:
-                run.passes.add(self.layer, inp)
 
     return add_batch
 
@@ -171,10 +155,13 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     return fasterquant
 
 
-def quantize_model(config: Any, quantize: Callable[[], Any]) -> None:
+def quantize_model(config: Any, quantize: Callable[[], Any], model: Any = None) -> None:
     """Have the toolkit's own `quantize` make a run with `magr`, under a report.
 
     What an AutoGPTQ with a field `magr` of its own calls; its setting is checked here.
+
+    Args:
+        model: AutoGPTQ's, whose unquantized outputs the layers come near; without it each comes near its own.
 
     Raises:
         ValueError, TypeError: the setting makes no sense.
@@ -182,7 +169,8 @@ def quantize_model(config: Any, quantize: Callable[[], Any]) -> None:
     """
     magr = MagRConfig.parse(config.magr)
     config.magr = magr and magr.to_dict()
-    with reported_run(config):
+    followed = nullcontext() if model is None else chain.followed(magr, model)
+    with reported_run(config), applied("auto-gptq", chain.apply), followed:
         quantize()
 
 
@@ -237,14 +225,13 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    pairs = run.passes.end(task.layer) if run.passes else None
     given = Given(
         weight=matrix,
         hessian=task.H,
         plan=plan,
         tokens=getattr(task, "magr_tokens", None),
         in_order=not reorders,
-        halves=pairs.halves if pairs else None,
+        halves=chain.halves_of(task.layer),
     )
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):

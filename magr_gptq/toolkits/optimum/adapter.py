@@ -11,38 +11,28 @@ What is touched, why there, all undone by `Patches.undo`:
 - `GPTQConfig.magr`, `GPTQQuantizer.magr`: new, the setting that `meta` holds.
 - `GPTQQuantizer.quantize_model`: opens a report for each run, raises where no layer was reduced.
 - `GPTQ.fasterquant`, which optimum alone calls: gives the layer its name, for the report.
-- `GPTQ.__init__`, `GPTQ.add_batch`: tell of the layers and the inputs that optimum wants, for the unquantized
-  chain. Without `cache_block_outputs` optimum runs all blocks again for each; then there is no chain.
+- its methods are followed for the unquantized chain; see `chain`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from gptqmodel.quantization.gptq import GPTQ
 from optimum.gptq.quantizer import GPTQQuantizer
-from optimum.gptq.utils import get_block_name_with_pattern
 from transformers.utils.quantization_config import AwqConfig, GPTQConfig
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.toolkits.block_passes import BlockPasses
-from magr_gptq.toolkits.patching import Patches, SeamError
-from magr_gptq.toolkits.report import reported_run
+from magr_gptq.toolkits.optimum import chain
+from magr_gptq.toolkits.patching import Patches, SeamError, applied
+from magr_gptq.toolkits.report import RunReport, reported_run
 
-
-@dataclass(frozen=True)
-class _Run:
-    """The quantization in progress: the names of the model's modules, by id, and its unquantized chain."""
-
-    names: dict[int, str]
-    passes: BlockPasses | None
-
-
-_run: ContextVar[_Run | None] = ContextVar("magr_run", default=None)
+# the names of the model's modules, by id, while it is quantized
+_names: ContextVar[dict[int, str] | None] = ContextVar("magr_names", default=None)
 
 
 def apply(patches: Patches) -> None:
@@ -51,9 +41,8 @@ def apply(patches: Patches) -> None:
         patches.wrap(settings_class, "__init__", _init)
         patches.set(settings_class, "magr", property(_setting))
     patches.wrap(GPTQQuantizer, "quantize_model", _quantize_model, ("self", "model", "tokenizer"))
-    patches.wrap(GPTQ, "__init__", _begin)
-    patches.wrap(GPTQ, "add_batch", _add)
     patches.wrap(GPTQ, "fasterquant", _quantize_layer)
+    chain.apply(patches)
 
 
 def _setting(settings: Any) -> MagRConfig | None:
@@ -106,15 +95,12 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         config.magr = self.magr
         if config.magr is None:
             return original(self, model, tokenizer)
-        run = _Run({id(module): name for name, module in model.named_modules()}, _passes(self, model))
-        token = _run.set(run)
+        token = _names.set({id(module): name for name, module in model.named_modules()})
         try:
-            with reported_run(config) as report:
+            with reported_run(config) as report, chain.followed(self, model):
                 quantized = original(self, model, tokenizer)
         finally:
-            _run.reset(token)
-            if run.passes:
-                run.passes.finish()
+            _names.reset(token)
         # optimum's stand-in for the config that GPTQModel leaves there
         quantized.quantize_config.magr_report = report
         return quantized
@@ -122,37 +108,25 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
     return quantize_model
 
 
-def _passes(quantizer: Any, model: Any) -> BlockPasses | None:
-    if not (quantizer.magr.aims_at_model and quantizer.cache_block_outputs):
-        return None
-    name = quantizer.block_name_to_quantize or get_block_name_with_pattern(model)
-    return BlockPasses(model.get_submodule(name))
-
-
-def _begin(original: Callable[..., None]) -> Callable[..., None]:
-    def init(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, module, *args, **kwargs)
-        if (run := _run.get()) is not None and run.passes is not None:
-            run.passes.begin(module)
-
-    return init
-
-
-def _add(original: Callable[..., None]) -> Callable[..., None]:
-    def add_batch(self: Any, inp: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, inp, *args, **kwargs)
-        if (run := _run.get()) is not None and run.passes is not None:
-            run.passes.add(self.module, inp)
-
-    return add_batch
-
-
 def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def fasterquant(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (run := _run.get()) is not None:
-            self.name = run.names[id(self.module)]
-            # where the layer is rounded, they are taken from there
-            self.magr_pairs = run.passes.end(self.module) if run.passes else None
+        names = _names.get()
+        if names is not None:
+            self.name = names[id(self.module)]
         return original(self, *args, **kwargs)
 
     return fasterquant
+
+
+@contextmanager
+def run_with_magr(quantizer: Any, model: Any) -> Iterator[RunReport]:
+    """A run under a report, beside the unquantized chain.
+
+    What an optimum with a field `magr` of its own opens around its `quantize_model`.
+    """
+    with (
+        reported_run(quantizer.quantizeConfig) as report,
+        applied("optimum", chain.apply),
+        chain.followed(quantizer, model),
+    ):
+        yield report
