@@ -148,6 +148,7 @@ BAD = [
     ({"gain": "yes"}, "gain='yes'"),
     ({"mirror": "left"}, "mirror='left'"),
     ({"rounding": "rtn"}, "rounding='rtn'"),
+    ({"target": "block"}, r"target='block' is unknown; use one of \('model', 'layer'\)"),
     ({"search": []}, r"search=\[\]"),
     ({"search": [[0.1]]}, r"search=\[\[0.1\]\]"),
     ({"search": [[0.1, 1.5]]}, r"search=\[\[0.1, 1.5\]\]"),
@@ -166,3 +167,17 @@ def test_bad_values_are_named(setting: dict, message: str) -> None:
 def test_other_types_are_refused(setting) -> None:
     with pytest.raises(TypeError, match="MagRConfig"):
         MagRConfig.parse(setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "aims"),
+    [
+        ({}, True),
+        ({"target": "layer"}, False),
+        ({"preset": "paper"}, False),
+        ({"preset": "paper", "target": "model"}, True),
+        ({"rounding": "nearest"}, False),
+    ],
+)
+def test_the_default_alone_aims_at_the_unquantized_model(settings: dict, aims: bool) -> None:
+    assert MagRConfig(**settings).resolve(3).aims_at_model is aims

@@ -120,3 +120,11 @@ def test_a_run_in_python_warns_where_more_than_a_tenth_was_left_out(skipped: int
             report.add(LayerReport(f"layer {layer}", 3, 128, skipped=why))
     warned = "not as intended: 2 of 10 layers (20%): 2 skipped: starved" in caplog.text
     assert warned == (skipped == 2)
+
+
+def test_layers_that_came_near_their_own_output_for_want_of_the_models_are_counted() -> None:
+    report = RunReport()
+    report.add(LayerReport("a", 3, 64, largest_after=1.0, correction=0.4))
+    assert "own output" not in report.summary()
+    report.add(LayerReport("b", 3, 64, largest_after=1.0, own_output=True))
+    assert "; 1 came near their own output, as the unquantized model's was not to be had" in report.summary()
