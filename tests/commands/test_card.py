@@ -118,6 +118,16 @@ def test_the_citation_is_the_readmes() -> None:
     assert CITATION in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_widths_that_releases_pack_differently_are_told_with_the_release() -> None:
+    made = replace(OUTCOME, versions={**OUTCOME.versions, "compressed-tensors": "0.19.0"})
+    told = (
+        "- Reading it: 3-bit weights are packed as compressed-tensors 0.19.0 packs them; releases up to 0.16"
+    )
+    assert told in model_card(JOB, made)
+    assert "Reading it" not in model_card(replace(JOB, bits=4), made)
+    assert "Reading it" not in model_card(JOB, OUTCOME)
+
+
 def test_too_few_tokens_are_told_of() -> None:
     told = "1 of 4 layers had fewer calibration tokens than columns, such as q_proj with 50 for 64"
     card = model_card(JOB, replace(OUTCOME, totals={**TOTALS, "few_tokens": told}))

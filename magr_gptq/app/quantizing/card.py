@@ -12,6 +12,7 @@ from magr_gptq.app.quantizing.engines import ENGINES, loading
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.verifying import Loaded
 from magr_gptq.app.text import windows_in_words
+from magr_gptq.toolkits.packing import packing_note
 
 CITATION = """\
 @inproceedings{zhang2024magr,
@@ -69,6 +70,9 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     if job.runtime:
         yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())
+    release = outcome.versions.get("compressed-tensors")
+    if release and (note := packing_note(job.bits, release)):
+        yield f"- Reading it: {note}"
 
 
 def _layers(outcome: Outcome) -> Iterator[str]:

@@ -23,6 +23,7 @@ class Engine:
         them. See `verifying` for whether they do.
     least_tokens: the toolkit leaves out calibration windows that are shorter.
     kernels: what transformers needs, to load the checkpoints.
+    packer: the distribution that packs the codes, where it is not the toolkit.
     plain_nearest: whether it rounds to nearest without MagR, too. desc_act: whether it can save an order.
     """
 
@@ -31,6 +32,7 @@ class Engine:
     loaders: tuple[str, ...]
     least_tokens: int = 1
     kernels: str = "gptqmodel and optimum"
+    packer: str | None = None
     plain_nearest: bool = False
     desc_act: bool = True
 
@@ -46,9 +48,10 @@ class Engine:
 
     @property
     def distributions(self) -> tuple[str, ...]:
-        """All that decides what is saved: the toolkit, and the one that rounds for it."""
+        """All that decides what is saved: the toolkit, and those that round and pack for it."""
         rounds = TOOLKITS[self.toolkit].requires
-        return (self.distribution, TOOLKITS[rounds].distribution) if rounds else (self.distribution,)
+        others = (TOOLKITS[rounds].distribution if rounds else None, self.packer)
+        return (self.distribution, *(other for other in others if other))
 
     @property
     def quantize(self) -> Quantize:
@@ -86,6 +89,7 @@ ENGINES = {
         module="magr_gptq.app.quantizing.by_llmcompressor",
         loaders=("transformers",),
         kernels="compressed-tensors",
+        packer="compressed-tensors",
         plain_nearest=True,
         desc_act=False,
     ),

@@ -23,6 +23,7 @@ from collections import ChainMap
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -49,8 +50,8 @@ from magr_gptq.toolkits.layer_step import (
     first_line,
     quantize_together,
 )
-from magr_gptq.toolkits.llmcompressor.packing import packing_note
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
+from magr_gptq.toolkits.packing import packing_note
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
@@ -155,7 +156,7 @@ class MagRGPTQModifier(GPTQModifier):
             self._magr_report.require_some()
             logger.info(self._magr_report.summary())
             for bits in sorted({layer.bits for layer in self._magr_report.layers}):
-                if note := packing_note(bits):
+                if note := packing_note(bits, version("compressed-tensors")):
                     logger.warning(note)
             if warning := self._magr_report.warning():
                 logger.warning("magr, not as intended: {}", warning)
