@@ -91,16 +91,23 @@ def _without_source(model: torch.nn.Module, saved: set[str]) -> set[str]:
 def _reference(folder: str) -> tuple[Any, set[str]]:
     """The model's class with the file's weights in float32, and which of its tensors have none."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.from_pretrained(folder)
     del config.quantization_config
     with torch.device("meta"):
         empty: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    weights, names = packed.tensors(folder), _names(folder)
+    for name, module in empty.named_modules():
+        # GPT-2's, which stores [in, out]
+        if isinstance(module, Conv1D) and f"{name}.qweight" in names:
+            weights[f"{name}.weight"] = weights[f"{name}.weight"].T.contiguous()
     # renames what the files name otherwise, as for any checkpoint of this class
     model, info = type(empty).from_pretrained(
         None,
         config=config,
-        state_dict=packed.tensors(folder),
+        state_dict=weights,
+        ignore_mismatched_sizes=True,
         torch_dtype=torch.float32,
         output_loading_info=True,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from bad_models import save_tiny
+from bad_models import save_mixture, save_tiny
 from command_line import PROSE, call, shared
 from safetensors.torch import load_file
 from tiny import save_tiny_model
@@ -148,6 +148,17 @@ def scales(folder: str) -> list[torch.Tensor]:
     (file,) = Path(folder).glob("*.safetensors")
     saved = load_file(file)
     return [saved[name] for name in saved if name.endswith((".scales", ".weight_scale"))]
+
+
+@pytest.mark.skipif("optimum" not in HERE, reason="needs optimum")
+def test_experts_that_stay_in_16_bits_are_in_the_report(tmp_path, worker: Worker) -> None:
+    code, output = quantize(save_mixture(tmp_path / "mixture"), "transformers")
+    assert code == 0, output
+    assert "2 not quantized: the toolkit leaves fused experts in 16 bits" in output
+    (left, _) = (
+        layer for layer in json.loads(Path("out", "magr.json").read_text())["layers"] if layer["bits"] == 16
+    )
+    assert left["name"].endswith("experts.gate_up_proj")
 
 
 @pytest.mark.skipif("llm-compressor" not in HERE, reason="needs llm-compressor")
