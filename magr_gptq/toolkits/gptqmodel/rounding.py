@@ -46,7 +46,7 @@ class Rounding:
         columns = task._original_columns if task._tp_pad_cols else rows.shape[1]
         weight = rows.new_empty(()).expand(len(rows), columns)
         # frames above still name the rows: the toolkit, which permutes a copy, alone shall hold their memory
-        rows.set_()
+        rows.data = rows.new_empty(0)
         task.module = stand_in = StandIn(self._module, weight, getattr(self._module, "target_device", None))
         try:
             with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits), self._own_key():
