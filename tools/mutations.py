@@ -162,13 +162,6 @@ MUTATIONS = [
         "after_nan",
     ),
     Mutation(
-        "toolkits/gptqmodel/rounding.py",
-        "(*key(task, ordering), self._kind)",
-        "key(task, ordering)",
-        "gptqmodel",
-        "share_one_factorization",
-    ),
-    Mutation(
         "toolkits/gptqmodel/config.py",
         'meta_payload["magr"] =',
         'meta_payload["margin"] =',
