@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from problems import hessian_of, weight_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eval.lib.baselines import Penalty, objective, paper_magr
 from eval.lib.shapes import MODELS, layer_counts
@@ -29,6 +31,10 @@ from eval.studies.solver.methods import (
     methods,
     paper,
 )
+from magr_gptq import MagRConfig
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import settle
 
 needs_brevitas = pytest.mark.skipif(find_spec("brevitas") is None, reason="brevitas is not installed")
 
@@ -182,3 +188,37 @@ def test_measured_against_the_formula() -> None:
     flops = scaling.factorization(1000) + scaling.products(1, 1000)
     (_, row) = scaling.measured_table({"layers": {"made up": layer}, "product_flops": flops / 2})
     assert row[2:] == ["2.0000", "4.0000", "2.0"]
+
+
+class Products(TorchDispatchMode):
+    """Adds up the flops of products of matrices."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm", "addmm_"):
+            left, right = args[-2:]
+            self.flops += 2 * left.numel() * right.shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("group_size", "fewer"), [(64, 0), (-1, 4)])
+def test_the_default_takes_the_products_that_are_counted(group_size: int, fewer: int) -> None:
+    rows, columns = 128, 512
+    plan = MagRConfig().resolve(3, group_size)
+    assert len(plan.candidates) == scaling.CANDIDATES
+    weight, hessian = weight_of(rows, columns), hessian_of(columns)
+    with Products() as counted:
+        layer, found = prepare(weight, hessian, plan)
+        size = columns if group_size == -1 else group_size
+        groups = found.unflatten(1, (-1, size))
+        scale = groups.abs().amax(2) / 3.5
+        codes = (groups / scale[..., None]).round().clamp(-4, 3)
+        nearest = (codes * scale[..., None]).flatten(1)
+        group_of = torch.arange(columns) // size
+        settle(layer, Rounded(nearest, scale, torch.zeros_like(scale), group_of, lowest=-4))
+    one = 2 * rows * columns**2
+    assert counted.flops / one == pytest.approx(
+        scaling.default_products(rows, columns) / one - fewer, rel=0.03
+    )

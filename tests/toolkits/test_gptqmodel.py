@@ -36,6 +36,7 @@ from magr_gptq.app.quantizing.layers import full_report
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.toolkits.gptqmodel import adapter
 from magr_gptq.toolkits.gptqmodel import config as config_field
+from magr_gptq.toolkits.gptqmodel.rounding import Rounding
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
 pytestmark = pytest.mark.long
@@ -502,6 +503,24 @@ def test_short_memory_for_a_single_candidate_is_an_error(switched_on, monkeypatc
     monkeypatch.setattr(Quantizer, "quantize", none)
     with pytest.raises(torch.OutOfMemoryError):
         run_layer(weight_of(16, 64), hessian_of(64), group_size=32, magr={"search": False})
+
+
+def test_the_toolkit_alone_holds_the_memory_of_the_rows_that_it_rounds(switched_on, monkeypatch) -> None:
+    """It permutes a copy; the rows that frames above name would stay, as much as all candidates again."""
+    handed, real, rounded = [], Rounding.__call__, Quantizer.quantize
+
+    def hand_over(self, rows, factors, hessian):
+        handed.append(rows)
+        return real(self, rows, factors, hessian)
+
+    def look(self, x):
+        assert handed[-1].numel() == 0
+        return rounded(self, x)
+
+    monkeypatch.setattr(Rounding, "__call__", hand_over)
+    monkeypatch.setattr(Quantizer, "quantize", look)
+    run_layer(weight_of(16, 64), hessian_of(64), group_size=32, magr=True)
+    assert len(handed) == 1
 
 
 def spoil(monkeypatch, method: str, spoilt) -> None:

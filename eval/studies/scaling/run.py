@@ -24,6 +24,10 @@ from magr_gptq.reduction.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 ITERATIONS = DEFAULT_ITERATIONS
 # of magr_gptq.reduction.admm and magr_gptq.reduction.penalty: the variances, and one for each of two metrics
 CHOLESKYS, INVERSES = 3, 2
+# the default, in groups: three strengths, four candidates with the weight itself; products of the candidates'
+# shrinkage and errors, two of a sweep, four of two fits of scales, two of the gain, two of loss and energy
+STRENGTHS, CANDIDATES = 3, 4
+AROUND = CANDIDATES + CANDIDATES + 2 + 4 + 2 + 2
 # calibration: 128 rows of 2,048 tokens, each block run once for the Hessians and once for its output
 TOKENS = 128 * 2048
 FORWARDS = 2
@@ -66,9 +70,14 @@ def products(rows: int, columns: int) -> float:
     return 2 * (ITERATIONS + 1) * rows * columns**2
 
 
-def gptq(rows: int, columns: int) -> float:
+def default_products(rows: int, columns: int) -> float:
+    """Flops of the default in groups, all around the toolkit's rounding; per channel four products fewer."""
+    return STRENGTHS * products(rows, columns) + 2 * AROUND * rows * columns**2
+
+
+def gptq(rows: int, columns: int, candidates: int = 1) -> float:
     """Flops: Cholesky, inverse, Cholesky, and every column's error spread over those after it."""
-    return 4 / 3 * columns**3 + rows * columns**2
+    return 4 / 3 * columns**3 + candidates * rows * columns**2
 
 
 def peak_bytes(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> float:
@@ -98,16 +107,20 @@ def work(inputs: list[Input]) -> dict[str, float]:
 def work_table() -> list[list[str]]:
     """Petaflops of every part, and MagR's share of their sum."""
     rows = [["model", "layers", "parameters", "forward", "Hessians", "GPTQ", "MagR: factors", "shared",
-             "MagR: products", "MagR's share"]]  # fmt: skip
+             "MagR: products", "MagR's share", "default: products", "default's share"]]  # fmt: skip
     for model in MODELS:
         counts, found = layer_counts(model), work(inputs_of(model))
         ours = found["factorization"] + found["products"]
         total = found["forward"] + found["Hessians"] + found["GPTQ"] + ours
         parameters = sum(m * n * count for (m, n), count in counts.items())
+        whole = sum(default_products(*shape) * count for shape, count in counts.items())
+        more = sum(gptq(*shape, CANDIDATES) * count for shape, count in counts.items()) - found["GPTQ"]
+        default = found["factorization"] + whole + more
         rows.append(
             [model, f"{sum(counts.values()):,}", f"{parameters / 1e9:.1f} G"]
             + [f"{value / 1e15:,.2f}" for value in found.values()]
-            + [f"{100 * ours / total:.0f} %"]
+            + [f"{100 * ours / total:.0f} %", f"{whole / 1e15:,.2f}"]
+            + [f"{100 * default / (total - ours + default):.0f} %"]
         )
     return rows
 

@@ -41,10 +41,12 @@ class Rounding:
     def __call__(self, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
         """Round the rows; RetriedError where the toolkit went back to the layer's own."""
         task = self._task
-        task.H, task.module_copy, task.quantizer = hessian, rows, self._quantizer
+        task.H, task.module_copy, task.quantizer = hessian, rows.detach(), self._quantizer
         # a shape without memory: the toolkit never looks at the values; it cuts off columns that it padded
         columns = task._original_columns if task._tp_pad_cols else rows.shape[1]
         weight = rows.new_empty(()).expand(len(rows), columns)
+        # frames above still name the rows: the toolkit, which permutes a copy, alone shall hold their memory
+        rows.data = rows.new_empty(0)
         task.module = stand_in = StandIn(self._module, weight, getattr(self._module, "target_device", None))
         try:
             with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits), self._own_key():
