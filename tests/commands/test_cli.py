@@ -186,7 +186,7 @@ def test_an_engine_is_given_windows_as_the_job_has_them(cut: str, monkeypatch) -
 
     found = find_engine(installed()[0])
     fake = SimpleNamespace(
-        least_tokens=1, toolkit=found.toolkit, distribution=found.distribution, quantize=keep
+        least_tokens=1, toolkit=found.toolkit, distributions=found.distributions, quantize=keep
     )
     monkeypatch.setattr(child, "ENGINES", {"fake": fake})
     model = save_tiny_model("llama", Path("begins"), begins=True)
