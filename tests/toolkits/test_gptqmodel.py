@@ -113,8 +113,8 @@ def test_every_layer_is_reduced(settings: dict, tiny, switched_on) -> None:
     for layer in report.layers:
         assert layer.largest_after < layer.largest_before
         assert layer.loss > 0
-        # GPTAQ, FOEM and the paper's preset leave rows no choice
-        assert layer.plain_loss is None or layer.loss < layer.plain_loss
+        # GPTAQ, FOEM and the paper's preset leave rows no choice; an unbiased output may cost a little
+        assert layer.plain_loss is None or layer.loss < 1.05 * layer.plain_loss
 
 
 def test_short_last_groups_and_conv1d(tiny, tmp_path, switched_on) -> None:

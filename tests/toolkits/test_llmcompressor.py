@@ -146,7 +146,9 @@ def round_trips(tmp_path_factory) -> dict:
             f"group_{name}": {"targets": [f"re:{name}$"], "weights": weights(*args)}
             for name, args in zip(names, MANY, strict=True)
         }
-        quantized = quantize([MagRGPTQModifier(config_groups=groups, actorder=order)], model)
+        # towards its own output a row keeps its sign
+        modifier = MagRGPTQModifier(config_groups=groups, actorder=order, magr={"target": "layer"})
+        quantized = quantize([modifier], model)
         layers = [dict(quantized.get_submodule(name).named_parameters()) for name in names]
         rounded[order] = [{key: value.detach().clone() for key, value in layer.items()} for layer in layers]
         quantized.save_pretrained(root / str(order))
