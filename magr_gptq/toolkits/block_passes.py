@@ -7,7 +7,7 @@ tell what a call of a block is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -45,6 +45,11 @@ class BlockPasses:
         """The toolkit has taken this input of the layer, [documents, tokens, in]."""
         if not self._lost and layer in self._pairs and layer in self._names:
             self._chain.pair(self._names[layer][1], self._pairs[layer], damaged)
+
+    def sum_up(self, layer: torch.nn.Module, reduce: Callable[[Tensor], Any]) -> None:
+        """Sum up what several processes have added for this layer; see `Pairs.sum_up`."""
+        if layer in self._pairs:
+            self._pairs[layer].sum_up(reduce)
 
     def end(self, layer: torch.nn.Module) -> Pairs | None:
         """The toolkit rounds this layer; what both chains add up to there, None where the chain was lost."""

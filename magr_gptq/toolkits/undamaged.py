@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,16 @@ class Pairs:
         middle = len(document[0]) // 2
         self._add(0, Half.of(*(part[:middle] for part in document)))
         self._add(1, Half.of(*(part[middle:] for part in document)))
+
+    def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
+        """Replace all sums by those of several processes, which `reduce` sums up in place."""
+        for number in sorted(self._halves):
+            half = self._halves[number]
+            tokens = half.gram.new_tensor(half.tokens, dtype=torch.int64)
+            for sums in (half.gram, half.cross, half.stream, tokens):
+                if sums is not None:
+                    reduce(sums)
+            half.tokens = int(tokens)
 
     def _add(self, half: int, some: Half) -> None:
         with self._lock:

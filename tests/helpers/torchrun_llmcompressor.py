@@ -21,14 +21,16 @@ from torch import distributed as dist
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
 SCHEME = scheme(4, 32, False)
-# sums of Hessians in double precision come out the same in any order
+# sums of Hessians in double precision come out the same in any order; ranks have other halves of documents
+OWN = {"magr": {"target": "layer"}}
 RUNS = {
-    "double": {"config_groups": SCHEME, "ignore": ["lm_head"]},
-    "single": {"config_groups": SCHEME, "ignore": ["lm_head"]},
+    "double": {"config_groups": SCHEME, "ignore": ["lm_head"], **OWN},
+    "single": {"config_groups": SCHEME, "ignore": ["lm_head"], **OWN},
+    "both chains": {"config_groups": SCHEME, "ignore": ["lm_head"]},
     # the second rank owns nothing
     "one layer": {"config_groups": scheme(4, 32, False, targets="re:.*layers.1.*o_proj$")},
 }
-PRECISION = {"double": torch.float64, "single": torch.float32, "one layer": torch.float32}
+PRECISION = {name: torch.float64 if name == "double" else torch.float32 for name in RUNS}
 
 
 class Watched(MagRGPTQModifier):
@@ -55,7 +57,8 @@ def main(model: str, out: Path, rank: int, ranks: int) -> None:
         modifier = Watched(**settings)
         quantize([modifier], model, out / name, own)
         report = [layer.name for layer in modifier.magr_report.layers]
-        record = {"given": given, "reduced": reduced, "report": report}
+        shares = {layer.name: [layer.shrinkage, layer.correction] for layer in modifier.magr_report.layers}
+        record = {"given": given, "reduced": reduced, "report": report, "shares": shares}
         (out / f"{name}-{rank}.json").write_text(json.dumps(record))
 
 

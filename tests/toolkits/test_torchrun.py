@@ -93,3 +93,14 @@ def test_a_rank_without_layers_is_no_failure(runs) -> None:
     assert len(first["reduced"]) == 1
     assert second["reduced"] == []
     assert second["report"] == first["report"] == first["reduced"]
+
+
+def test_ranks_sum_up_both_chains(runs) -> None:
+    """Other documents are in each half than with one rank, but the same in all."""
+    shares = [
+        json.loads((runs / folder / "both chains-0.json").read_text())["shares"] for folder in ("one", "two")
+    ]
+    for name, (shrinkage, correction) in shares[0].items():
+        assert shares[1][name][0] == pytest.approx(shrinkage, rel=0.3)
+        assert shares[1][name][1] == pytest.approx(correction, abs=0.25)
+    assert max(correction for _, correction in shares[0].values()) > 0.2

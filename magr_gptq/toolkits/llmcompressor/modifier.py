@@ -172,15 +172,23 @@ class MagRGPTQModifier(GPTQModifier):
                 self._passes.add(module, args[0])
 
     def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
-        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; their tokens, too."""
+        """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; tokens, pairs, too."""
         for module in module_list:
+            reduce = partial(dist.reduce, op=dist.ReduceOp.SUM, dst=module_to_rank[module])
             if module in self._tokens:
-                dist.reduce(self._tokens[module], op=dist.ReduceOp.SUM, dst=module_to_rank[module])
+                reduce(self._tokens[module])
+            if self._passes is not None:
+                self._passes.sum_up(module, reduce)
         super()._reduce_hessian_to_target_rank(module_list, module_to_rank)
 
     def compress_modules(self) -> None:
         """GPTQModifier's; no rank reads on before all have written."""
         super().compress_modules()
+        # what is left of modules that other ranks own
+        for module in list(self._tokens):
+            del self._tokens[module]
+            if self._passes is not None:
+                self._passes.end(module)
         # GPTQModifier broadcasts, and thereby waits, only where weights are on accelerators
         if is_distributed():
             dist.barrier()
