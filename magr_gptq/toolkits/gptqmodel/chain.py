@@ -95,7 +95,7 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 
         def pairing_hook(module: Any, inputs: Any, output: Any) -> None:
             hook(module, inputs, output)
-            kept = getattr(self._mask_tls, "value", None)
+            kept = getattr(getattr(self, "_mask_tls", None), "value", None)
             chain.pair(name, pairs, inputs[0], kept)
 
         return pairing_hook
