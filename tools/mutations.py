@@ -108,6 +108,9 @@ MUTATIONS = [
     Mutation("toolkits/undamaged.py", "self._add(number % 2,", "self._add(0,", "undamaged"),
     Mutation("toolkits/undamaged.py", "self._add(1, Half", "self._add(0, Half", "undamaged"),
     Mutation("toolkits/undamaged.py", "block is not self._block", "True", "undamaged"),
+    Mutation(
+        "toolkits/undamaged.py", "self._last = not wanted", "self._last = not self._wanted", "undamaged"
+    ),
     Mutation("toolkits/undamaged.py", "raise _Enough", "pass", "undamaged"),
     Mutation("toolkits/undamaged.py", "if not any(p.isdigit()", "if all(p", "undamaged"),
     Mutation("toolkits/block_passes.py", "owner is block for", "True for", "undamaged"),

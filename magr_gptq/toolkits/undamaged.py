@@ -93,6 +93,7 @@ class UndamagedChain:
         self._writers: dict[str, str] | None = None
         self.states: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
+        self._last = True
         self._handles: list[Any] = []
         self._here = _Here()
         self._lock = threading.Lock()
@@ -105,12 +106,13 @@ class UndamagedChain:
         if block is not self._block:
             self._block, self._copies, self._writers = block, {}, None
             self._copies[_device_of(block)] = _without_hooks(copy.deepcopy(block))
+        self._last = not wanted
         # a mixture's experts get other tokens in each chain
         self._wanted = frozenset(name for name in wanted if not any(p.isdigit() for p in name.split(".")))
         self._handles = [
             child.register_forward_pre_hook(self._keep_damaged_stream(name))
             for name, child in block.named_children()
-            if wanted
+            if self._wanted
         ]
 
     def run(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: Any = None) -> None:
@@ -120,6 +122,8 @@ class UndamagedChain:
             number: of the batch. args, kwargs: of the block, where the toolkit's hidden state comes first.
             home: the device where a hidden state is kept; None is where the batch is run.
         """
+        if not (self._wanted or self._last):
+            return
         damaged, rest = args[0], args[1:]
         # nothing is damaged before the first block
         state = self.states.get(number, damaged).to(damaged.device)
@@ -131,7 +135,7 @@ class UndamagedChain:
                 output = first_of(original(state, *rest, **kwargs))
             except _Enough:
                 return
-        if not self._wanted:
+        if self._last:
             self.states[number] = output.to(home or output.device)
 
     def pair(self, name: str, pairs: Pairs, damaged: Tensor, kept: Tensor | None = None) -> None:
@@ -155,7 +159,7 @@ class UndamagedChain:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if not self._wanted:
+        if self._last:
             self._block, self._copies = None, {}
 
     def _missing_stream(self, name: str) -> Tensor | None:

@@ -154,14 +154,20 @@ def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
     assert not any(half.cross.any() for half in pairs["value"].halves)
 
 
-def test_a_mixtures_experts_are_not_paired(inputs) -> None:
-    block = Block()
+def test_a_mixtures_experts_are_not_paired_and_do_not_end_their_block(inputs) -> None:
+    block = Block().requires_grad_(False)
     block.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
     chain, pairs = UndamagedChain(), Pairs()
     chain.open(block, ["experts.0"])
     chain.run(0, (inputs[0],), {})
     chain.pair("experts.0", pairs, inputs[0])
+    chain.close()
     assert pairs.halves is None
+    assert chain.states == {}
+    # the copy is still that of the unquantized block
+    damage(block.value)
+    found = follow(chain, block, inputs, "out")["out"]
+    assert any(half.cross.any() for half in found.halves)
 
 
 def test_inputs_of_another_shape_are_not_paired(blocks, inputs) -> None:
