@@ -347,7 +347,8 @@ def test_inspect_counts_the_experts_that_quantize_does(tmp_path, monkeypatch) ->
     given = ["--calibration", "prose.txt", "--samples", 4, "--seqlen", 64]
     code, output = command("inspect", folder, *given, "--bits", 3, "--json", "found.json")
     assert code == 0, output
-    assert "48 layers, such as model.layers.0.mlp.experts.0.gate_proj, were left out" in output
+    told = "48 layers, such as model.layers.0.mlp.experts.0.gate_proj, were left out"
+    assert told in " ".join(output.split())
     code, output = command("quantize", folder, *given, "--group-size", 32, "--out", "out", "--no-verify")
     assert code == 0, output
     names = {layer["name"] for layer in json.loads(Path("found.json").read_text())["layers"]}
