@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import pytest
@@ -48,6 +49,7 @@ def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor
         owner, name, place = importlib.import_module(f"{module}.quantization.gptq").GPTQ, "add_batch", 1
     real = getattr(owner, name)
 
+    @functools.wraps(real)
     def keep(*args: object, **kwargs: object) -> None:
         inputs = args[place][0] if road == "llm-compressor" else args[place]
         if inputs.shape[-1] == COLUMNS:
