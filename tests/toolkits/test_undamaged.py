@@ -155,8 +155,16 @@ def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
 
 
 def test_a_mixtures_experts_are_not_paired_and_do_not_end_their_block(inputs) -> None:
-    block = Block().requires_grad_(False)
-    block.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
+    class Mixture(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(WIDTH, WIDTH)])
+
+        def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor]:
+            (mixed,) = super().forward(hidden)
+            return (mixed + self.experts[0](hidden),)
+
+    block = Mixture().requires_grad_(False)
     chain, pairs = UndamagedChain(), Pairs()
     chain.open(block, ["experts.0"])
     chain.run(0, (inputs[0],), {})
