@@ -47,6 +47,7 @@ class Watched(MagRGPTQModifier):
 
 
 def main(model: str, out: Path, rank: int, ranks: int) -> None:
+    torch.set_num_threads(1)  # as torchrun has it for its ranks: more threads sum in another order
     rows = calibration_rows()
     # 0.14 would let every rank see the first rows only, if it had to share them out
     own = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
