@@ -7,13 +7,37 @@ tell what a call of a block is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
+
+
+@contextmanager
+def led_along(current: ContextVar[BlockPasses | None], blocks: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """A run with the passes of these blocks as the current ones."""
+    passes = BlockPasses(blocks)
+    token = current.set(passes)
+    try:
+        yield
+    finally:
+        current.reset(token)
+        passes.finish()
+
+
+def blocks_of(
+    model: torch.nn.Module, rounded: Collection[torch.nn.Module]
+) -> dict[torch.nn.Module, list[torch.nn.Module]]:
+    """The outermost members of the model's lists that hold modules to be rounded, with those."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    held = {block: [m for m in block.modules() if m in rounded] for blocks in lists for block in blocks}
+    inner = {inside for block in held for inside in block.modules() if inside is not block}
+    return {block: modules for block, modules in held.items() if modules and block not in inner}
 
 
 class BlockPasses:
@@ -37,7 +61,9 @@ class BlockPasses:
             self._handles.append(block.register_forward_pre_hook(hook, with_kwargs=True))
 
     def begin(self, layer: torch.nn.Module) -> None:
-        """The toolkit wants the inputs of this layer in the next pass."""
+        """The toolkit wants the inputs of this layer in the next pass; saying so again is no news."""
+        if layer in self._pairs:
+            return
         self._pairs[layer] = Pairs()
         self._follows, self._block = True, None
 

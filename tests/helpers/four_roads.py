@@ -9,6 +9,17 @@ from transformers import AutoModelForCausalLM
 BATCHES = 2
 
 
+@torch.no_grad()
+def given_to(model: str, layer: str) -> torch.Tensor:
+    """What a layer of the unquantized model is given on the calibration rows, [tokens, columns] float64."""
+    seen = []
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    loaded.get_submodule(layer).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    for row in calibration_rows():
+        loaded(input_ids=row[None])
+    return torch.cat(seen).double()
+
+
 def by_gptqmodel(model: str) -> None:
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 

@@ -7,9 +7,8 @@ import importlib
 
 import pytest
 import torch
-from four_roads import ROADS
-from tiny import calibration_rows, save_tiny_model
-from transformers import AutoModelForCausalLM
+from four_roads import ROADS, given_to
+from tiny import save_tiny_model
 
 import magr_gptq
 from magr_gptq.config import MagRConfig
@@ -27,15 +26,8 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-@torch.no_grad()
 def undamaged(model: str) -> torch.Tensor:
-    """What the layer is given in the unquantized model, [tokens, columns] float64."""
-    seen = []
-    loaded = AutoModelForCausalLM.from_pretrained(model).float()
-    loaded.get_submodule(LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
-    for row in calibration_rows():
-        loaded(input_ids=row[None])
-    return torch.cat(seen).double()
+    return given_to(model, LAYER)
 
 
 def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from four_roads import ROADS
+from four_roads import ROADS, given_to
 from seams import layers_given
-from tiny import calibration_rows, save_tiny_model
-from transformers import AutoModelForCausalLM
+from tiny import save_tiny_model
 
 import magr_gptq
 from magr_gptq.config import MagRConfig
@@ -23,15 +22,8 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-@torch.no_grad()
 def inputs(model: str) -> torch.Tensor:
-    """What the first layer is given on the calibration rows, [tokens, columns] float64."""
-    seen = []
-    loaded = AutoModelForCausalLM.from_pretrained(model).float()
-    loaded.get_submodule(LAYER).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
-    for row in calibration_rows():
-        loaded(input_ids=row[None])
-    return torch.cat(seen).double()
+    return given_to(model, LAYER)
 
 
 def share_of(tokens: torch.Tensor) -> float:

@@ -8,8 +8,8 @@ What is touched, why there, all undone by `Patches.undo`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.target import Half
-from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.block_passes import BlockPasses, led_along
 from magr_gptq.toolkits.patching import Patches
 
 _passes: ContextVar[BlockPasses | None] = ContextVar("magr_passes", default=None)
@@ -31,19 +31,11 @@ def apply(patches: Patches) -> None:
     patches.wrap(gptq.GPTQ, "add_batch", _add, ("self", "inp", "out"))
 
 
-@contextmanager
-def followed(magr: MagRConfig | None, model: Any) -> Iterator[None]:
+def followed(magr: MagRConfig | None, model: Any) -> AbstractContextManager[None]:
     """Lead the unquantized chain along a run of AutoGPTQ's model, where `magr` asks for it."""
     if magr is None or not magr.aims_at_model:
-        yield
-        return
-    passes = BlockPasses(get_module_by_name_prefix(model.model, model.layers_block_name))
-    token = _passes.set(passes)
-    try:
-        yield
-    finally:
-        _passes.reset(token)
-        passes.finish()
+        return nullcontext()
+    return led_along(_passes, get_module_by_name_prefix(model.model, model.layers_block_name))
 
 
 def halves_of(layer: Any) -> list[Half] | None:

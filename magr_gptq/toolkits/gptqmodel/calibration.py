@@ -25,6 +25,7 @@ def _prepare_dataset(original: Callable[..., Any]) -> Callable[..., Any]:
     def prepare_dataset(
         self: Any, calibration_dataset: Any, calibration_dataset_concat_size: int | None = None, **kwargs: Any
     ) -> Any:
+        """The toolkit's own batches; the rows that are not among them are counted."""
         batches = original(self, calibration_dataset, calibration_dataset_concat_size, **kwargs)
         report = getattr(self.quantize_config, "magr_report", None)
         # rows that are joined to longer ones can't be told from dropped ones

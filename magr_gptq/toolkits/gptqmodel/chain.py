@@ -62,6 +62,7 @@ def _chain(processor: Any) -> UndamagedChain | None:
 
 def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
     def run(self: Any, **given: Any) -> Any:
+        """The toolkit's own pass, in which the block's original runs each batch first."""
         processor, block = given["processor"], given["module"]
         chain = None if given["is_lm_head_module"] else _chain(processor)
         if chain is None:

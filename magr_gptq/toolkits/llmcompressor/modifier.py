@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from compressed_tensors.distributed import is_distributed
 from compressed_tensors.offload import disable_offloading
-from compressed_tensors.quantization import QuantizationArgs, QuantizationStrategy
 from compressed_tensors.utils import getattr_chain
 from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.gptq import GPTQModifier
@@ -41,15 +40,16 @@ from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.block_passes import BlockPasses, blocks_of
 from magr_gptq.toolkits.layer_step import (
     LAYER_ERRORS,
     Aside,
     Given,
-    descending_order,
     first_line,
     quantize_together,
 )
+from magr_gptq.toolkits.llmcompressor.ranks import require_rows
+from magr_gptq.toolkits.llmcompressor.scheme import grid_of, order_of, require_integer_grid
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
 from magr_gptq.toolkits.packing import packing_note
 from magr_gptq.toolkits.patching import Patches
@@ -108,18 +108,18 @@ class MagRGPTQModifier(GPTQModifier):
     def _require_integer_groups(self) -> MagRGPTQModifier:
         for name, scheme in self.resolved_config.config_groups.items():
             if self.magr is not None and scheme.weights is not None:
-                _require_integer_grid(scheme.weights, name)
+                require_integer_grid(scheme.weights, name)
         return self
 
     def on_initialize(self, state: Any, **kwargs: Any) -> bool:
         """GPTQModifier's, then a look at every module that it is to round."""
         initialized: bool = super().on_initialize(state, **kwargs)
         if self.magr is not None:
-            _require_rows(state.data.calib)
+            require_rows(state.data.calib)
             for module in self._quantized_modules():
                 name = self._module_names[module]
                 # the scheme may come from an earlier modifier of the recipe
-                _require_integer_grid(module.quantization_scheme.weights, name)
+                require_integer_grid(module.quantization_scheme.weights, name)
                 if isinstance(module, torch.nn.Embedding):
                     raise ValueError(
                         f"magr: {name} is an embedding, which has no Hessian and which GPTQModifier leaves "
@@ -130,19 +130,15 @@ class MagRGPTQModifier(GPTQModifier):
         return initialized
 
     def _follow(self, model: torch.nn.Module) -> None:
-        """Lead the unquantized chain through the blocks: members of lists, with modules to be rounded."""
-        rounded = set(self._quantized_modules())
-        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-        held = {block: [m for m in block.modules() if m in rounded] for blocks in lists for block in blocks}
-        inner = {inside for block in held for inside in block.modules() if inside is not block}
-        held = {block: modules for block, modules in held.items() if modules and block not in inner}
+        """Lead the unquantized chain through the blocks that hold modules to be rounded."""
+        held = blocks_of(model, set(self._quantized_modules()))
         for block, modules in held.items():
             # this hook, as all of the toolkit's, is off while it propagates
             self.register_hook(block, partial(self._begin, modules), "forward_pre")
         self._passes = BlockPasses(held)
 
     def _begin(self, modules: list[Any], _module: Any, _args: Any) -> None:
-        if self._passes is not None and modules[0] not in self._tokens:
+        if self._passes is not None:
             for module in modules:
                 self._passes.begin(module)
 
@@ -229,7 +225,7 @@ class MagRGPTQModifier(GPTQModifier):
                 self._leave(module, found)
                 continue
             del self._num_samples[module], self._hessians[module]
-            name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+            name, grid = self._module_names[module], grid_of(module.quantization_scheme.weights)
             write_back(module, found.settled.rounded)
             report = LayerReport.of(name, *grid, found)
             failed = name in self._rtn_fallback_module_names
@@ -274,7 +270,7 @@ class MagRGPTQModifier(GPTQModifier):
         args = module.quantization_scheme.weights
         # observers that search choose the step by themselves
         magr = self.magr if args.observer in RANGE_OBSERVERS else self.magr.with_beta(1.0)
-        plan: Plan = magr.resolve(*_grid(args), _order(args, self._hessians[module]), module.weight.dtype)
+        plan: Plan = magr.resolve(*grid_of(args), order_of(args, self._hessians[module]), module.weight.dtype)
         return plan
 
     def _quantized_modules(self) -> list[Any]:
@@ -285,7 +281,7 @@ class MagRGPTQModifier(GPTQModifier):
         ]
 
     def _step_aside(self, module: Any, why: str, outcome: str) -> None:
-        name, grid = self._module_names[module], _grid(module.quantization_scheme.weights)
+        name, grid = self._module_names[module], grid_of(module.quantization_scheme.weights)
         self._magr_report.add(LayerReport(name, *grid, skipped=why, aside=outcome))
         logger.warning("magr steps aside for {}: {}", name, why)
 
@@ -299,46 +295,3 @@ class MagRGPTQModifier(GPTQModifier):
         for module in self._quantized_modules():
             if self._module_names[module] not in known:
                 self._step_aside(module, NEVER_CALLED, "unreached")
-
-
-def _require_rows(loader: Any) -> None:
-    """Raise ValueError, on all ranks, where one has no calibration rows: llm-compressor ends without a word.
-
-    A loader that is None, or whose data have no length, is not looked at.
-    """
-    here = len(loader) if loader is not None and hasattr(loader.dataset, "__len__") else None
-    ranks: list[Any] = [here]
-    if is_distributed():
-        ranks *= dist.get_world_size()
-        dist.all_gather_object(ranks, here)
-    if 0 in ranks:
-        raise ValueError(
-            f"magr: rank {ranks.index(0)} of {len(ranks)} has no calibration rows; "
-            "give every rank a part of them, or start fewer ranks"
-        )
-
-
-def _require_integer_grid(args: QuantizationArgs, where: str) -> None:
-    """Raise ValueError where a row's largest magnitudes don't set the step of an even grid."""
-    if args.type != "int":
-        wrong, remedy = f"type={args.type!r}", "MagR needs an even grid: use type='int'"
-    elif args.num_bits not in range(2, 9):
-        wrong, remedy = f"num_bits={args.num_bits}", "use 2 to 8"
-    elif args.strategy not in ("channel", "group"):
-        wrong = f"strategy={QuantizationStrategy(args.strategy).value!r}"
-        remedy = "MagR needs scales that belong to one row: use 'channel' or 'group'"
-    else:
-        return
-    raise ValueError(f"magr: the weights of {where} have {wrong}; {remedy}, or magr=False")
-
-
-def _grid(args: QuantizationArgs) -> tuple[int, int]:
-    """Bits and group size, −1 for the whole row."""
-    return args.num_bits, args.group_size if args.strategy == "group" else -1
-
-
-def _order(args: QuantizationArgs, hessian: torch.Tensor) -> torch.Tensor | None:
-    """With actorder columns are rounded in this order, but groups stay those of the original order."""
-    if not args.actorder or args.strategy == "group":
-        return None
-    return descending_order(hessian, dead=0.0)

@@ -10,8 +10,8 @@ Without `cache_block_outputs` optimum runs all blocks again for each; then there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,7 +19,7 @@ from gptqmodel.quantization.gptq import GPTQ
 from optimum.gptq.utils import get_block_name_with_pattern
 
 from magr_gptq.config import MagRConfig
-from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.block_passes import BlockPasses, led_along
 from magr_gptq.toolkits.patching import Patches
 
 _passes: ContextVar[BlockPasses | None] = ContextVar("magr_passes", default=None)
@@ -31,21 +31,13 @@ def apply(patches: Patches) -> None:
         patches.wrap(GPTQ, name, around)
 
 
-@contextmanager
-def followed(quantizer: Any, model: Any) -> Iterator[None]:
+def followed(quantizer: Any, model: Any) -> AbstractContextManager[None]:
     """Lead the unquantized chain along a run of this GPTQQuantizer, where its `magr` asks for it."""
     magr = MagRConfig.parse(quantizer.magr)
     if magr is None or not (magr.aims_at_model and quantizer.cache_block_outputs):
-        yield
-        return
+        return nullcontext()
     blocks = quantizer.block_name_to_quantize or get_block_name_with_pattern(model)
-    passes = BlockPasses(model.get_submodule(blocks))
-    token = _passes.set(passes)
-    try:
-        yield
-    finally:
-        _passes.reset(token)
-        passes.finish()
+    return led_along(_passes, model.get_submodule(blocks))
 
 
 def _begin(original: Callable[..., None]) -> Callable[..., None]:
