@@ -35,53 +35,45 @@ class Half:
     """Sums over the tokens of every second calibration document; the other half has the other documents.
 
     Tokens of one document are alike: they belong into one half. x enters the layer in the unquantized model,
-    x̂ where all earlier layers are quantized, r and r̂ are the residual stream that the layer writes into.
+    x̂ where all earlier layers are quantized.
 
-    gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. cross: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be all
-    rounding. stream: Σ (r − r̂)x̂ᵀ, [out, in]; None for a layer that writes elsewhere. All float32. tokens: n.
+    gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. lacking: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be
+    all rounding. Where of_output it is E itself, Σ (W(x − x̂) + r − r̂)x̂ᵀ, [out, in], of a layer that writes
+    into the residual stream r. Both are float32. tokens: n.
     """
 
     gram: Tensor
-    cross: Tensor
-    stream: Tensor | None
+    lacking: Tensor
     tokens: int
+    of_output: bool = False
 
     @classmethod
     @torch.no_grad()
-    def of(cls, undamaged: Tensor, damaged: Tensor, stream: Tensor | None = None) -> Half:
-        """The sums over some tokens, paired by place.
+    def of(cls, damaged: Tensor, lacking: Tensor, *, of_output: bool = False) -> Half:
+        """The sums over some tokens.
 
         Args:
-            undamaged, damaged: x and x̂, [tokens, in], any floating dtype. stream: r − r̂, [tokens, out].
+            damaged: x̂, [tokens, in], any floating dtype.
+            lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
         """
         wide = damaged.float()
-        missing = (undamaged - damaged).float()
-        return cls(
-            gram=wide.T @ wide,
-            cross=missing.T @ wide,
-            stream=None if stream is None else stream.float().T @ wide,
-            tokens=len(wide),
-        )
+        return cls(wide.T @ wide, lacking.float().T @ wide, len(wide), of_output)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:
         """These sums and those, in place."""
         self.gram.add_(other.gram)
-        self.cross.add_(other.cross)
-        if self.stream is not None and other.stream is not None:
-            self.stream.add_(other.stream)
+        self.lacking.add_(other.lacking)
         self.tokens += other.tokens
         return self
 
     def to(self, device: torch.device) -> Half:
         """The same elsewhere."""
-        stream = None if self.stream is None else self.stream.to(device)
-        return replace(self, gram=self.gram.to(device), cross=self.cross.to(device), stream=stream)
+        return replace(self, gram=self.gram.to(device), lacking=self.lacking.to(device))
 
     def missing(self, weight: Tensor) -> Tensor:
         """E, [out, in]: what the layer's output lacks, against x̂."""
-        lost = weight @ self.cross
-        return lost if self.stream is None else lost + self.stream
+        return self.lacking if self.of_output else weight @ self.lacking
 
 
 @dataclass(frozen=True)
@@ -130,10 +122,8 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     if strength == 0:
         return Target(original, 0.0)
     del found
-    whole = replace(halves[0], gram=halves[0].gram.clone(), cross=halves[0].cross.clone()).add_(halves[1])
-    return Target(
-        correction(missing[0] + missing[1], whole.gram, rho).mul_(strength).add_(original), strength
-    )
+    whole = correction(missing[0] + missing[1], halves[0].gram + halves[1].gram, rho)
+    return Target(whole.mul_(strength).add_(original), strength)
 
 
 def correction(missing: Tensor, gram: Tensor, rho: Tensor) -> Tensor:
@@ -181,14 +171,9 @@ def cross_fitted(corrections: Sequence[Tensor], missing: Sequence[Tensor], grams
 def _check(original: Tensor, half: Half) -> None:
     """Raise ValueError for sums that are not of this layer's inputs."""
     rows, columns = original.shape
-    for name, shape in (
-        ("gram", (columns, columns)),
-        ("cross", (columns, columns)),
-        ("stream", (rows, columns)),
-    ):
+    lacking = (rows if half.of_output else columns, columns)
+    for name, shape in (("gram", (columns, columns)), ("lacking", lacking)):
         matrix = getattr(half, name)
-        if matrix is None:
-            continue
         if matrix.shape != shape:
             raise ValueError(f"{name} is {tuple(matrix.shape)}; this weight needs {shape}")
         if not matrix.sum().isfinite():

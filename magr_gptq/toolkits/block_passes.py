@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
+from magr_gptq.toolkits.pairs import Pairs
+from magr_gptq.toolkits.undamaged import UndamagedChain
 
 
 @contextmanager

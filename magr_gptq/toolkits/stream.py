@@ -1,7 +1,9 @@
-"""Which layers of a block write into the residual stream, seen from one batch that runs through it."""
+"""How a block is made, seen from one batch: which layers write into the residual stream, which come last."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -14,8 +16,20 @@ from transformers.pytorch_utils import Conv1D
 BLOCK = ""
 
 
-def find_writers(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, str]:
-    """The layers whose output is added to the stream as it is, with the child that takes the stream before.
+@dataclass(frozen=True)
+class Layout:
+    """Of a block, by names in it.
+
+    writers: the layers whose output is added to the stream as it is, with the child that takes the stream
+        before. last: the layer that each child with layers inside calls last, and that the block does.
+    """
+
+    writers: Mapping[str, str]
+    last: Mapping[str, str]
+
+
+def layout_of(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layout:
+    """Run a batch through the block and look on.
 
     A block hands its stream to its children, such as norms, and returns it. Where the stream at one place is
     the stream at an earlier one plus a layer's output, to the bit, the layer has written it. A norm or a
@@ -48,6 +62,10 @@ def find_writers(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
         for handle in handles:
             handle.remove()
     states.append((BLOCK, first_of(returned)))
+    return Layout(_writers(states, outputs), _last(outputs))
+
+
+def _writers(states: list[tuple[str, Tensor]], outputs: Mapping[str, Tensor]) -> dict[str, str]:
     pairs = list(combinations(states, 2))
     return {
         name: place
@@ -55,6 +73,16 @@ def find_writers(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
         for (place, before), (_, after) in pairs
         if _is_sum(before, output, after)
     }
+
+
+def _last(called: Iterable[str]) -> dict[str, str]:
+    found = {}
+    for name in called:
+        child, _, inside = name.partition(".")
+        found[BLOCK] = name
+        if inside:
+            found[child] = name
+    return found
 
 
 def _is_sum(before: Tensor, output: Tensor, after: Tensor) -> bool:

@@ -3,78 +3,33 @@
 A toolkit keeps what enters a block once all earlier ones are quantized. Here what enters it in the
 unquantized model is kept as well, and a copy of the block from before its first layer was rounded. Whenever
 the toolkit runs a batch through the block, the copy has run it first: so what a layer is given in both chains
-is in memory together, for one batch at a time. That costs one more block and one more hidden state a token.
+is in memory together, for one batch at a time. That costs one more block and two more hidden states a token.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
-from magr_gptq.reduction.target import Half
-from magr_gptq.toolkits.stream import BLOCK, find_writers, first_of
-
-
-class Pairs:
-    """What a layer's inputs in both chains add up to, in two halves of the calibration documents.
-
-    Batches may come from several threads and devices; the sums lie where the first of them lay.
-    """
-
-    def __init__(self) -> None:
-        self._halves: dict[int, Half] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def halves(self) -> list[Half] | None:
-        """Those that any document fell into, two or one; None where nothing was paired."""
-        return list(self._halves.values()) or None
-
-    def add(self, number: int, document: Sequence[Tensor]) -> None:
-        """Count a document of this number in: what `Half.of` takes, [tokens, features] each."""
-        if number:
-            self._add(number % 2, Half.of(*document))
-            return
-        # the first is cut in two, so that a single document makes two halves as well
-        middle = len(document[0]) // 2
-        self._add(0, Half.of(*(part[:middle] for part in document)))
-        self._add(1, Half.of(*(part[middle:] for part in document)))
-
-    def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
-        """Replace all sums by those of several processes, which `reduce` sums up in place."""
-        for number in sorted(self._halves):
-            half = self._halves[number]
-            tokens = half.gram.new_tensor(half.tokens, dtype=torch.int64)
-            for sums in (half.gram, half.cross, half.stream, tokens):
-                if sums is not None:
-                    reduce(sums)
-            half.tokens = int(tokens)
-
-    def _add(self, half: int, some: Half) -> None:
-        with self._lock:
-            held = self._halves.get(half)
-            self._halves[half] = some if held is None else held.add_(some.to(held.gram.device))
-
-
-class _Enough(Exception):  # noqa: N818 - it is no error
-    """All inputs that were wanted are there; the rest of the block need not run."""
+from magr_gptq.toolkits.original import Original, Seen
+from magr_gptq.toolkits.pairs import Pairs
+from magr_gptq.toolkits.stream import BLOCK
 
 
 class _Here(threading.local):
-    """One thread's batch: its number, and what was seen of it by name, in both chains."""
+    """One thread's batch: its number, what the unquantized chain saw of it, the stream in the other chain."""
 
     def __init__(self) -> None:
-        self.start(0)
+        self.start(0, Seen())
 
-    def start(self, number: int) -> None:
-        self.number = number
-        self.inputs: dict[str, Tensor] = {}
-        self.stream: dict[str, Tensor] = {}
+    def start(self, number: int, seen: Seen) -> None:
+        self.number, self.seen = number, seen
         self.damaged_stream: dict[str, Tensor] = {}
 
 
@@ -89,14 +44,13 @@ class UndamagedChain:
 
     def __init__(self) -> None:
         self._block: torch.nn.Module | None = None
-        self._copies: dict[torch.device, torch.nn.Module] = {}
-        self._writers: dict[str, str] | None = None
+        self._original: Original | None = None
         self.states: dict[int, Tensor] = {}
+        self._next: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
         self._last = True
         self._handles: list[Any] = []
         self._here = _Here()
-        self._lock = threading.Lock()
 
     def open(self, block: torch.nn.Module, wanted: Collection[str]) -> None:
         """Begin a pass: of the layers of these names in the block inputs are wanted.
@@ -104,8 +58,7 @@ class UndamagedChain:
         None are wanted in the last pass through a block, which gives the next block's inputs.
         """
         if block is not self._block:
-            self._block, self._copies, self._writers = block, {}, None
-            self._copies[_device_of(block)] = _without_hooks(copy.deepcopy(block))
+            self._block, self._original, self._next = block, Original(block), {}
         self._last = not wanted
         # a mixture's experts get other tokens in each chain
         self._wanted = frozenset(name for name in wanted if not any(p.isdigit() for p in name.split(".")))
@@ -115,28 +68,31 @@ class UndamagedChain:
             if self._wanted
         ]
 
-    def run(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: Any = None) -> None:
+    def run(
+        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: torch.device | None = None
+    ) -> None:
         """Run the block's original on a batch; the toolkit runs the block next, in the same thread.
 
         Args:
             number: of the batch. args, kwargs: of the block, where the toolkit's hidden state comes first.
             home: the device where a hidden state is kept; None is where the batch is run.
         """
-        if not (self._wanted or self._last):
-            return
         damaged, rest = args[0], args[1:]
-        # nothing is damaged before the first block
-        state = self.states.get(number, damaged).to(damaged.device)
-        with torch.no_grad():
-            original = self._original((state, *rest), kwargs)
-            self._here.start(number)
-            self._here.stream[BLOCK], self._here.damaged_stream[BLOCK] = state, damaged
-            try:
-                output = first_of(original(state, *rest, **kwargs))
-            except _Enough:
-                return
+        if (self._wanted or self._last) and number not in self._next:
+            # nothing is damaged before the first block
+            state = self.states.get(number, damaged).to(damaged.device)
+            self._run(number, (state, *rest), kwargs, home or damaged.device)
+            self._here.damaged_stream[BLOCK] = damaged
         if self._last:
-            self.states[number] = output.to(home or output.device)
+            self.states[number] = self._next.pop(number)
+
+    def _run(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: torch.device) -> None:
+        assert self._original is not None
+        with torch.no_grad():
+            seen = self._original.run(number, args, kwargs, self._wanted, home)
+        self._here.start(number, seen)
+        if seen.output is not None:
+            self._next[number] = seen.output.to(home)
 
     def pair(self, name: str, pairs: Pairs, damaged: Tensor, kept: Tensor | None = None) -> None:
         """Count the batch in hand in: what a layer of this name is given in both chains.
@@ -145,14 +101,16 @@ class UndamagedChain:
             damaged: what the toolkit gives it, [documents, tokens, in].
             kept: [documents, tokens], false where a token is padding; None where none is.
         """
-        undamaged = self._here.inputs.pop(name, None)
+        undamaged = self._here.seen.inputs.pop(name, None)
         if undamaged is None or undamaged.shape != damaged.shape:
             return
-        stream = self._missing_stream(name)
+        lacking, of_output = undamaged - damaged, False
+        if (stream := self._missing_stream(name)) is not None:
+            lacking, of_output = self._output(name, lacking) + stream, True
         for row in range(documents := len(damaged) if damaged.ndim > 2 else 1):
             some = ... if documents == 1 and kept is None else row
-            parts = [_tokens(part, some, kept) for part in (undamaged, damaged, stream) if part is not None]
-            pairs.add(self._here.number * documents + row, parts)
+            parts = [_tokens(part, some, kept) for part in (damaged, lacking)]
+            pairs.add(self._here.number * documents + row, *parts, of_output=of_output)
 
     def close(self) -> None:
         """End the pass."""
@@ -160,70 +118,31 @@ class UndamagedChain:
             handle.remove()
         self._handles = []
         if self._last:
-            self._block, self._copies = None, {}
+            self._block = self._original = None
 
     def _missing_stream(self, name: str) -> Tensor | None:
-        place = (self._writers or {}).get(name)
-        return None if place is None else self._here.stream[place] - self._here.damaged_stream[place]
+        """r − r̂ where this layer writes into the stream, float32."""
+        layout = self._original.layout if self._original else None
+        if layout is None or name not in layout.writers:
+            return None
+        place, here = layout.writers[name], self._here
+        return here.seen.stream[place].float() - here.damaged_stream[place].float()
 
-    def _original(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.nn.Module:
-        """The original where the batch is: a toolkit that spreads batches has replicas of its block, too."""
-        device = args[0].device
-        with self._lock:
-            if device not in self._copies:
-                self._copies[device] = copy.deepcopy(next(iter(self._copies.values()))).to(device)
-            if self._writers is None:
-                self._writers = find_writers(self._copies[device], args, kwargs)
-                for original in self._copies.values():
-                    self._watch(original)
-            return self._copies[device]
+    def _output(self, name: str, lacking: Tensor) -> Tensor:
+        """W(x − x̂) of the unquantized layer, float32."""
+        assert self._original is not None
+        layer = self._original.layer(name, lacking.device)
+        weight = cast(Tensor, layer.weight).float()
+        return linear(lacking.float(), weight.T if isinstance(layer, Conv1D) else weight)
 
-    def _watch(self, original: torch.nn.Module) -> None:
-        """Keep what its layers and its children are given."""
-        for name, module in original.named_modules():
-            module.register_forward_pre_hook(self._keep_input(name))
-        for name, child in original.named_children():
-            child.register_forward_pre_hook(self._keep_stream(name))
+    # a function, not a method: who copies a block copies its hooks, and must not copy the chain
 
-    # functions, not methods: a toolkit that copies its block copies the hooks, and must not copy the chain
-
-    def _keep_input(self, name: str) -> Any:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            if name in self._wanted:
-                self._here.inputs[name] = args[0]
-                if len(self._here.inputs) == len(self._wanted):
-                    raise _Enough
-
-        return hook
-
-    def _keep_stream(self, name: str) -> Any:
-        def hook(_: Any, args: tuple[Any, ...]) -> None:
-            if args:
-                self._here.stream[name] = args[0]
-
-        return hook
-
-    def _keep_damaged_stream(self, name: str) -> Any:
+    def _keep_damaged_stream(self, name: str) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...]) -> None:
             if args:
                 self._here.damaged_stream[name] = args[0]
 
         return hook
-
-
-def _device_of(block: torch.nn.Module) -> torch.device:
-    return next(block.parameters()).device
-
-
-def _without_hooks(block: torch.nn.Module) -> torch.nn.Module:
-    for module in block.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        # GPTQModel's layers have one of their own
-        for name, none in (("forward_hook", None), ("forward_hook_last", False)):
-            if hasattr(module, name):
-                setattr(module, name, none)
-    return block
 
 
 def _tokens(part: Tensor, row: Any, kept: Tensor | None) -> Tensor:

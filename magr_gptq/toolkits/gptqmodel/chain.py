@@ -22,8 +22,9 @@ from gptqmodel.quantization.gptq import GPTQ
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.target import Half
 from magr_gptq.toolkits.gptqmodel import config as config_field
+from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.patching import Patches
-from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
+from magr_gptq.toolkits.undamaged import UndamagedChain
 
 
 def apply(patches: Patches) -> None:
@@ -107,7 +108,8 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
 def _adopt_hessian_from(original: Callable[..., None]) -> Callable[..., None]:
     def adopt_hessian_from(self: Any, leader: Any) -> None:
         original(self, leader)
-        if (pairs := getattr(leader, "magr_pairs", None)) is not None:
+        pairs = getattr(leader, "magr_pairs", None)
+        if pairs is not None and not pairs.of_output:
             self.magr_pairs = pairs
 
     return adopt_hessian_from
