@@ -1,0 +1,196 @@
+"""A block of the unquantized model: each batch runs through it once, though a toolkit makes several passes.
+
+A toolkit takes the inputs of a few layers a pass. A child of the block, such as its attention, keeps what it
+returned once the input of its last layer was taken, and gives that in later passes. So every pass goes on
+about where the one before has ended.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magr_gptq.toolkits.stream import BLOCK, Layout, first_of, layout_of
+
+# where a child has its own forward; a bound method, which follows its module where that is copied
+RUN = "_magr_run"
+
+
+@dataclass
+class Seen:
+    """Of one batch in one pass.
+
+    inputs: of the layers that were wanted. stream: what enters the block, and each child. output: of the
+    block; None where it did not run to its end. Everything but that is by name.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    stream: dict[str, Tensor] = field(default_factory=dict)
+    output: Tensor | None = None
+
+
+class _Enough(Exception):  # noqa: N818 - it is no error
+    """All that was wanted is there; the rest of the block need not run."""
+
+
+class _Here(threading.local):
+    """One thread's batch.
+
+    pending: the wanted layers whose input is still to come, and the children still to return.
+    """
+
+    def __init__(self) -> None:
+        self.number, self.home, self.seen = 0, torch.device("cpu"), Seen()
+        self.wanted: frozenset[str] = frozenset()
+        self.pending: set[str] = set()
+
+
+class Original:
+    """The block as it is now, on every device where a batch is run.
+
+    layout: once a batch has run.
+    """
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        first = _without_hooks(copy.deepcopy(block))
+        self._copies = {next(block.parameters()).device: first}
+        self._kept: dict[tuple[str, int], Any] = {}
+        self._here = _Here()
+        self._lock = threading.Lock()
+        self.layout: Layout | None = None
+
+    def layer(self, name: str, device: torch.device) -> torch.nn.Module:
+        """One of its layers, on a device where a batch was run."""
+        return self._copies[device].get_submodule(name)
+
+    def run(
+        self,
+        number: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wanted: frozenset[str],
+        home: torch.device,
+    ) -> Seen:
+        """Run a batch, as far as it takes.
+
+        Args:
+            number: of the batch. args, kwargs: of the block; the hidden state comes first.
+            wanted: the layers whose inputs to take; none where the block shall run to its end.
+            home: the device where something is kept.
+        """
+        block, layout = self._on(args[0].device, args, kwargs)
+        ending = {child for child, last in layout.last.items() if last in wanted}
+        here = self._here
+        here.number, here.home, here.wanted, here.seen = number, home, wanted, Seen(stream={BLOCK: args[0]})
+        here.pending = {*wanted, *ending}
+        try:
+            here.seen.output = first_of(block(*args, **kwargs))
+        except _Enough:
+            return here.seen
+        for child in layout.last:
+            self._kept.pop((child, number), None)
+        return here.seen
+
+    def _on(
+        self, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[torch.nn.Module, Layout]:
+        """A toolkit that spreads batches over devices has replicas of its block, too."""
+        with self._lock:
+            if device not in self._copies:
+                self._copies[device] = copy.deepcopy(next(iter(self._copies.values()))).to(device)
+            if self.layout is None:
+                self.layout = layout_of(self._copies[device], args, kwargs)
+                for each in self._copies.values():
+                    self._watch(each, self.layout)
+            return self._copies[device], self.layout
+
+    def _watch(self, block: torch.nn.Module, layout: Layout) -> None:
+        """Take what its layers and its children are given; keep what children return."""
+        for name, module in block.named_modules():
+            module.register_forward_pre_hook(self._take_input(name))
+        for name, child in block.named_children():
+            child.register_forward_pre_hook(self._take_stream(name))
+            if name in layout.last:
+                setattr(child, RUN, child.forward)
+                child.forward = MethodType(self._kept_or_run(name), child)  # type: ignore[assignment]
+                child.register_forward_hook(self._ended(name))
+
+    # functions, not methods: who copies a block copies its hooks, and must not copy what they belong to
+
+    def _take_input(self, name: str) -> Callable[..., None]:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            if name in self._here.wanted:
+                self._here.seen.inputs[name] = args[0]
+                self._done(name)
+
+        return hook
+
+    def _take_stream(self, name: str) -> Callable[..., None]:
+        def hook(_: Any, args: tuple[Any, ...]) -> None:
+            if args:
+                self._here.seen.stream[name] = args[0]
+
+        return hook
+
+    def _kept_or_run(self, name: str) -> Callable[..., Any]:
+        def forward(child: Any, *args: Any, **kwargs: Any) -> Any:
+            here = self._here
+            inside = any(layer.startswith(f"{name}.") for layer in here.wanted)
+            if not inside and (name, here.number) in self._kept:
+                return _moved(self._kept[name, here.number], _device_of(args, kwargs))
+            return getattr(child, RUN)(*args, **kwargs)
+
+        return forward
+
+    def _ended(self, name: str) -> Callable[..., None]:
+        def hook(_: Any, _given: Any, output: Any) -> None:
+            here = self._here
+            if name in here.pending:
+                if BLOCK not in here.pending and _is_small(output):
+                    self._kept[name, here.number] = _moved(output, here.home)
+                self._done(name)
+
+        return hook
+
+    def _done(self, name: str) -> None:
+        pending = self._here.pending
+        if name in pending:
+            pending.discard(name)
+            if not pending:
+                raise _Enough
+
+
+def _is_small(output: Any) -> bool:
+    """Whether it is about a hidden state: attention may return its weights, too."""
+    first, *more = output if isinstance(output, tuple) else (output,)
+    if not all(isinstance(part, Tensor) for part in (first, *filter(None.__ne__, more))):
+        return False
+    return bool(sum(part.numel() for part in more if part is not None) < first.numel())
+
+
+def _moved(output: Any, device: torch.device) -> Any:
+    if isinstance(output, tuple):
+        return tuple(None if part is None else part.to(device) for part in output)
+    return output.to(device)
+
+
+def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    return next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+
+
+def _without_hooks(block: torch.nn.Module) -> torch.nn.Module:
+    for module in block.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        # GPTQModel's layers have one of their own
+        for name, none in (("forward_hook", None), ("forward_hook_last", False)):
+            if hasattr(module, name):
+                setattr(module, name, none)
+    return block
