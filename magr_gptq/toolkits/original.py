@@ -119,7 +119,7 @@ class Original:
             child.register_forward_pre_hook(self._take_stream(name))
             if name in layout.last:
                 setattr(child, RUN, child.forward)
-                child.forward = MethodType(self._kept_or_run(name), child)  # type: ignore[assignment]
+                child.forward = MethodType(self._kept_or_run(name), child)
                 child.register_forward_hook(self._ended(name))
 
     # functions, not methods: who copies a block copies its hooks, and must not copy what they belong to
