@@ -129,7 +129,7 @@ def _fitted(
     """On scales of least loss, a group's and then the row's."""
     groups = step.shape[1]
     if groups > 1:
-        factors = fitted_factors(original, kept, hessian, group_of, groups)
+        factors = fitted_factors(original @ hessian, kept, hessian, group_of, groups)
         kept, step = kept * factors[:, group_of], step * factors
-    gain = unbiased_gain(original, kept, hessian)[:, None]
+    gain = unbiased_gain(original @ hessian, original, kept)[:, None]
     return kept * gain, step * gain

@@ -23,17 +23,15 @@ class Problem:
     """One layer's objective and its solver, shared by all rows.
 
     error_norm_: (w − ŵ)H(w − ŵ)ᵀ of every row, which it overwrites; unit: in which H is measured there.
+    objective_unit: in which the objective is told, which is 1 where H is scaled to λmax = 1.
     """
 
     unit: Tensor
+    objective_unit: Tensor
     error_norm_: Callable[[Tensor], Tensor]
     penalty: LinfPenalty
     solve: Callable[[Tensor], Tensor]
     iterations: int
-
-    def objective(self, weight: Tensor, original: Tensor) -> Tensor:
-        """½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [..., rows], H in the unit."""
-        return 0.5 * self.error_norm_(weight - original) + self.penalty.value(weight)
 
 
 class Poser:
@@ -50,7 +48,7 @@ class Poser:
         groups = group_count(self._hessian.diagonal.shape[-1], self._plan.group_size)
         linear = linear_penalty(penalty.alpha, groups, self._plan.group_size, self._hessian.diagonal)
         if self._plan.proximal:
-            return self._by_descent(linear, self._hessian.copy().div_(largest))
+            return self._by_descent(linear, largest)
         # in the Hessian's own units, as its factorization is
         return self._by_admm(replace(linear, weights=largest * linear.weights), Admm.even(self._hessian))
 
@@ -62,16 +60,23 @@ class Poser:
     def _by_admm(self, penalty: LinfPenalty, solver: Admm) -> Problem:
         hessian, count = self._hessian, self._plan.iterations
         return Problem(
-            hessian.unit, hessian.squared_norm_, penalty, lambda w: solver.minimise(w, penalty, count), count
+            hessian.unit,
+            hessian.unit,
+            hessian.squared_norm_,
+            penalty,
+            lambda w: solver.minimise(w, penalty, count),
+            count,
         )
 
-    def _by_descent(self, penalty: LinfPenalty, unit: Tensor) -> Problem:
-        count = self._plan.iterations
+    def _by_descent(self, penalty: LinfPenalty, largest: Tensor) -> Problem:
+        count, hessian = self._plan.iterations, self._hessian
+        scaled = hessian.copy().div_(largest)
         return Problem(
-            torch.ones_like(self._hessian.unit),
-            lambda change: torch.linalg.vecdot(change @ unit, change),
+            hessian.unit * largest[..., 0, 0],
+            torch.ones_like(hessian.unit),
+            lambda change: torch.linalg.vecdot(change @ scaled, change),
             penalty,
-            lambda w: descent(w, unit, penalty, count),
+            lambda w: descent(w, scaled, penalty, count),
             count,
         )
 

@@ -29,6 +29,7 @@ class Reduction:
     weight: [out, in] float32; of a batch, [batch, out, in], and everything below likewise.
     iterations: of the solver.
     objective_before, objective_after: ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) of every row, [out].
+    squared_change: (w − ŵ)H(w − ŵ)ᵀ of every row, [out] float64.
     largest_before, largest_after: max |w| of every row, [out].
     unimproved: how many rows keep their original weight, as the solver's was no better, or not finite.
     """
@@ -37,6 +38,7 @@ class Reduction:
     iterations: int
     objective_before: Tensor
     objective_after: Tensor
+    squared_change: Tensor
     largest_before: Tensor
     largest_after: Tensor
     unimproved: int = 0
@@ -197,15 +199,17 @@ def _chunk_rows(original: Tensor) -> int:
 def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
     found = problem.solve(original)
     before = problem.penalty.value(original)
-    after = problem.objective(found, original)
+    change = problem.error_norm_(found - original)
+    after = 0.5 * change + problem.penalty.value(found)
     improved = after <= before  # what is not finite has an objective of NaN
     weight = torch.where(improved[..., None], found, original)
-    unit = problem.unit[..., None]
+    unit = problem.objective_unit[..., None]
     return Reduction(
         weight=weight,
         iterations=problem.iterations,
         objective_before=(unit * before).float(),
         objective_after=(unit * torch.where(improved, after, before)).float(),
+        squared_change=problem.unit[..., None] * torch.where(improved, change, 0),
         largest_before=original.abs().amax(-1),
         largest_after=weight.abs().amax(-1),
         unimproved=int((~improved).sum()),
@@ -214,4 +218,4 @@ def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
 
 def _unchanged(original: Tensor) -> Reduction:
     nothing, largest = original.new_zeros(original.shape[:-1]), original.abs().amax(-1)
-    return Reduction(original.clone(), 0, nothing, nothing, largest, largest)
+    return Reduction(original.clone(), 0, nothing, nothing, nothing.double(), largest, largest)

@@ -28,6 +28,8 @@ from magr_gptq.reduction.shrinkage import shrink_, shrinkage_of_halves
 
 # of the mean diagonal: without it float32 would not factor a matrix of few tokens
 RIDGE = 1e-6
+# the strength is found on at most so many
+ROWS = 256
 
 
 @dataclass
@@ -71,9 +73,9 @@ class Half:
         """The same elsewhere."""
         return replace(self, gram=self.gram.to(device), lacking=self.lacking.to(device))
 
-    def missing(self, weight: Tensor) -> Tensor:
-        """E, [out, in]: what the layer's output lacks, against x̂."""
-        return self.lacking if self.of_output else weight @ self.lacking
+    def missing(self, weight: Tensor, rows: slice = slice(None)) -> Tensor:
+        """E, [out, in]: what the layer's output lacks, against x̂; or some rows of it."""
+        return self.lacking[rows] if self.of_output else weight[rows] @ self.lacking
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,26 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     if len(halves) < 2 or not all(bool(diagonal_of(half.gram).any()) for half in halves):
         return Target(original, 0.0)
     original = original.to(halves[0].gram.device)
-    missing = [half.missing(original) for half in halves]
     rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)
+    strength = _strength(original, halves, rho)
+    if strength == 0:
+        return Target(original, 0.0)
+    first, second = halves
+    whole = replace(first, gram=first.gram + second.gram, lacking=first.lacking + second.lacking)
+    return Target(
+        correction(whole.missing(original), whole.gram, rho).mul_(strength).add_(original), strength
+    )
+
+
+def _strength(original: Tensor, halves: Sequence[Half], rho: Tensor) -> float:
+    """α, of rows evenly spaced: one number needs no more."""
+    rows = slice(None, None, -(-len(original) // ROWS))
+    missing = [half.missing(original, rows) for half in halves]
     # half of the tokens have twice the noise
     rho_of_half = 2 * rho / (1 + rho)
     found = [correction(lost, half.gram, rho_of_half) for lost, half in zip(missing, halves, strict=True)]
     by_halves = cross_fitted(found, missing, [half.gram for half in halves])
-    strength = 2 * by_halves / (1 + by_halves)
-    if strength == 0:
-        return Target(original, 0.0)
-    del found
-    whole = correction(missing[0] + missing[1], halves[0].gram + halves[1].gram, rho)
-    return Target(whole.mul_(strength).add_(original), strength)
+    return 2 * by_halves / (1 + by_halves)
 
 
 def correction(missing: Tensor, gram: Tensor, rho: Tensor) -> Tensor:

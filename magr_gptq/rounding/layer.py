@@ -12,7 +12,6 @@ from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.reduction.hessian import normalise
 from magr_gptq.reduction.solver import reduce_each
-from magr_gptq.rounding.choice import squared_norm
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,12 @@ def prepare(weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = N
     )
     target = weight.detach().to(hessian.device, torch.float32)
     scaled, unit = normalise(hessian)
-    # one penalty may come with several factors
-    shrinkage = {id(found.weight): squared_norm(target - found.weight, scaled) for found in reductions}
     layer = Layer(
         plan=plan,
         target=target,
         hessian=scaled,
         unit=float(unit),
-        shrinkage=torch.stack([shrinkage[id(found.weight)] for found in reductions]),
+        shrinkage=torch.stack([(found.squared_change / unit).float() for found in reductions]),
         largest=torch.stack([found.largest_after for found in reductions]),
         unimproved=max(found.unimproved for found in reductions),
     )

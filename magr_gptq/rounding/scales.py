@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+
+from magr_gptq.reduction.groups import group_views
 
 # a group, or a row, is scaled by at most this, up or down: beyond it is lost, and its direction says nothing
 LARGEST = 2.0
@@ -15,32 +16,33 @@ CHUNK_ELEMENTS = 2**24
 
 
 def fitted_factors(
-    original: Tensor, quantized: Tensor, hessian: Tensor, group_of: Tensor, groups: int
+    signal: Tensor, quantized: Tensor, hessian: Tensor, group_of: Tensor, groups: int
 ) -> Tensor:
     """f of every group of every row, [rows, groups]: argmin ‖Ŵ − Σ_g f_g·Q_g‖²_H, Q_g group g's part of Q.
 
-    With A_gh = Q_g H Q_hᵀ and the residual R = (Ŵ − Q)H the change f − 1 solves A(f − 1) = (R·Q_gᵀ)_g,
-    one system a row, with a ridge of 1e-4 of A's diagonal. The step towards its solution ends where a
-    factor would leave [1/2, 2]; on the way there the loss only falls.
+    With A_gh = Q_g H Q_hᵀ the change f − 1 solves A(f − 1) = (ŴHQ_gᵀ − Σ_h A_gh)_g, one system a row, with a
+    ridge of 1e-4 of A's diagonal. The step towards its solution ends where a factor would leave [1/2, 2]; on
+    the way there the loss only falls.
 
     Args:
-        original, quantized: Ŵ and Q, [rows, columns].
+        signal, quantized: ŴH and Q, [rows, columns].
         hessian: [columns, columns].
-        group_of: the group of every column, [columns]; one of so many groups.
+        group_of: the group of every column, [columns]; all groups are of one size but for the last.
+        groups: their number.
     """
-    member = one_hot(group_of.long(), groups).to(quantized)
-    columns = [group.nonzero().squeeze(1) for group in member.T]
+    size = int((group_of == 0).sum())
+    if (group_of.diff() < 0).any():
+        order = group_of.argsort(stable=True)
+        signal, quantized, hessian = signal[:, order], quantized[:, order], hessian[order][:, order]
     chunk = max(1, CHUNK_ELEMENTS // groups**2)
-    pairs = zip(torch.split(original, chunk), torch.split(quantized, chunk), strict=True)
-    return torch.cat([_fit(w, q, hessian, member, columns) for w, q in pairs])
+    pairs = zip(torch.split(signal, chunk), torch.split(quantized, chunk), strict=True)
+    return torch.cat([_fit(s, q, hessian, size) for s, q in pairs])
 
 
-def _fit(
-    original: Tensor, quantized: Tensor, hessian: Tensor, member: Tensor, columns: list[Tensor]
-) -> Tensor:
-    outputs = (quantized[:, some] @ hessian[some] for some in columns)
-    gram = torch.stack([(output * quantized) @ member for output in outputs], dim=1)
-    slope = (((original - quantized) @ hessian) * quantized) @ member
+def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tensor:
+    parts = zip(quantized.split(size, 1), hessian.split(size), strict=True)
+    gram = torch.stack([_group_sums((part @ rows).mul_(quantized), size) for part, rows in parts], 1)
+    slope = _group_sums(signal * quantized, size) - gram.sum(2)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # a group that is all zero, or that no input reached, stays as it is
     ridge = torch.where(diagonal > 0, RIDGE * diagonal, 1.0)
@@ -51,18 +53,25 @@ def _fit(
     return torch.where(falls[:, None], 1 + change, 1.0)
 
 
+def _group_sums(values: Tensor, size: int) -> Tensor:
+    """Of every row and group, [rows, groups]."""
+    return torch.cat([view.sum(-1) for view in group_views(values, size)], dim=-1)
+
+
 def _within_bounds(change: Tensor) -> Tensor:
     """The share of every row's change that keeps its factors in [1/2, 2], at most 1, [rows, 1]."""
     room = torch.where(change > 0, LARGEST - 1, 1 - 1 / LARGEST)
     return (room / change.abs()).amin(1, keepdim=True).clamp_max(1)
 
 
-def unbiased_gain(original: Tensor, quantized: Tensor, hessian: Tensor) -> Tensor:
+def unbiased_gain(signal: Tensor, original: Tensor, quantized: Tensor) -> Tensor:
     """g = ⟨Ŵ, Ŵ⟩_H / ⟨Ŵ, Q⟩_H of every row, [rows]: the output of g·Q regresses on Ŵ's with slope 1.
 
     1 where g lies outside [1/2, 2], or where the row has no output.
+
+    Args:
+        signal, original, quantized: ŴH, Ŵ and Q, [rows, columns].
     """
-    signal = original @ hessian
     gain = torch.linalg.vecdot(signal, original) / torch.linalg.vecdot(signal, quantized)
     usable = (gain >= 1 / LARGEST) & (gain <= LARGEST)
     return torch.where(usable, gain, 1.0)

@@ -53,13 +53,12 @@ def settle(layer: Layer, rounded: Rounded) -> Settled:
     """
     columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
     target, hessian = layer.target[:, :columns], layer.hessian[:columns, :columns]
-    quantized = rounded.weight.view(len(layer.plan.candidates), -1, columns)
-    # one by one: together they would need memory for as many differences
-    errors = torch.stack([squared_norm(target - candidate, hessian) for candidate in quantized])
+    errors = _errors(layer, rounded.weight, target, hessian)
     picked = choose(errors, layer.shrinkage)
     every = torch.arange(len(target), device=picked.device)
-    best = finish(layer, rounded.rows(picked * len(target) + every), target, hessian)
-    energy = float(squared_norm(target, hessian).sum()) or 1.0
+    signal = target @ hessian
+    best = finish(layer, rounded.rows(picked * len(target) + every), target, signal, hessian)
+    energy = float(torch.linalg.vecdot(signal, target).sum()) or 1.0
     error = float(squared_norm(target - best.weight, hessian).sum())
     if not math.isfinite(error):
         raise ValueError(
@@ -79,17 +78,29 @@ def settle(layer: Layer, rounded: Rounded) -> Settled:
     )
 
 
-def finish(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
+def _errors(layer: Layer, rounded: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
+    """‖Ŵ − Q‖²_H of every candidate's rows, [candidates, out]."""
+    quantized = rounded.view(len(layer.plan.candidates), *target.shape)
+    if not layer.plan.has_choice:
+        return layer.shrinkage
+    # one by one: together they would need memory for as many differences
+    return torch.stack([squared_norm(target - candidate, hessian) for candidate in quantized])
+
+
+def finish(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
     """Sweeps, each of them on scales that are refitted first; at last the scales of what came out.
 
     Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
+
+    Args:
+        signal: the target times the Hessian, [out, in].
     """
     for _ in range(layer.plan.sweeps):
-        on_scales = _rescaled(layer, best, target, hessian)
+        on_scales = _rescaled(layer, best, target, signal, hessian)
         best = _swept(layer, on_scales, target, hessian)
         if torch.equal(best.weight, on_scales.weight):
             return best
-    return _rescaled(layer, best, target, hessian)
+    return _rescaled(layer, best, target, signal, hessian)
 
 
 def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
@@ -101,14 +112,14 @@ def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Roun
     return replace(best, weight=weight)
 
 
-def _rescaled(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
+def _rescaled(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
     """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
     if not layer.plan.corrects_gain:
         return best.stored_as(layer.plan.stored)
     groups = best.scale.shape[1]
     if groups > 1:
-        best = best.scaled(fitted_factors(target, best.weight, hessian, best.group_of, groups))
-    gain = unbiased_gain(target, best.weight, hessian)
+        best = best.scaled(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
+    gain = unbiased_gain(signal, target, best.weight)
     return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(layer.plan.stored)
 
 

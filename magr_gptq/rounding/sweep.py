@@ -25,7 +25,7 @@ def coordinate_descent(
 
     With the residual R = (Ŵ − Q)H, the best value of column j given all others is q + R_j/H_jj;
     it is rounded to the grid and taken where the loss falls strictly: δ(δH_jj − 2R_j) < 0. Inside a
-    block of 128 columns only that part of H is touched, then one product brings R up to date.
+    block of 128 columns only that part of H is touched, then one product brings the rest of R up to date.
 
     Args:
         quantized, original: Q and Ŵ, [rows, columns].
@@ -48,7 +48,8 @@ def coordinate_descent(
                 found[:, block], residual[:, block], hessian[block, block], scale[:, block], zero[:, block],
                 lowest=lowest, highest=highest,
             )  # fmt: skip
-            residual.addmm_(moves, hessian[block], alpha=-1)
+            # what lies before the block is not read again in this sweep
+            residual[:, block.stop :].addmm_(moves, hessian[block, block.stop :], alpha=-1)
             moved |= moves.any()
         if not moved:
             break

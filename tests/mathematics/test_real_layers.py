@@ -127,7 +127,7 @@ def test_float32_costs_nothing_in_the_loss(real_layers, bits: int) -> None:
             KAPPA,
         )
         kept = rounded[picked, torch.arange(len(weight))]
-        kept = kept * unbiased_gain(weight, kept, hessian)[:, None]
+        kept = kept * unbiased_gain(weight @ hessian, weight, kept)[:, None]
         ratios.append(settled.loss / baselines.proxy_loss(kept, weight, hessian))
     assert statistics.fmean(ratios) == pytest.approx(1, abs=2e-3)
 

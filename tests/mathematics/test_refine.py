@@ -75,7 +75,7 @@ def test_columns_without_input_do_not_move() -> None:
 
 def test_the_gain_makes_the_outputs_slope_one() -> None:
     weight, hessian, quantized, *_ = rounded(6, 48, seed=3)
-    gain = unbiased_gain(weight, quantized, hessian)
+    gain = unbiased_gain(weight @ hessian, weight, quantized)
     x = torch.linalg.cholesky(hessian).T  # XᵀX = H
     outputs, wanted = (gain[:, None] * quantized) @ x.T, weight @ x.T
     slopes = (outputs * wanted).sum(1) / wanted.square().sum(1)
@@ -85,7 +85,7 @@ def test_the_gain_makes_the_outputs_slope_one() -> None:
 @pytest.mark.parametrize("quantized", [0.0, -1.0, 0.1, 100.0])
 def test_a_lost_row_keeps_its_scale(quantized: float) -> None:
     weight, hessian = torch.ones(1, 8), hessian_of(8)
-    assert unbiased_gain(weight, quantized * weight, hessian).item() == 1
+    assert unbiased_gain(weight @ hessian, weight, quantized * weight).item() == 1
 
 
 def test_choose_counts_shrinkage_extra_and_prefers_the_first_of_equals() -> None:

@@ -10,7 +10,6 @@ from problems import hessian_of, weight_of
 from eval.lib.baselines import gptq_round, inverse_factor
 from magr_gptq.rounding import scales
 from magr_gptq.rounding.choice import squared_norm
-from magr_gptq.rounding.scales import fitted_factors
 
 
 def rounded(rows: int, columns: int, group_size: int):
@@ -18,6 +17,10 @@ def rounded(rows: int, columns: int, group_size: int):
     weight, hessian = weight_of(rows, columns).double(), hessian_of(columns).double()
     quantized = gptq_round(weight, inverse_factor(hessian), 3, group_size)
     return weight, quantized, hessian, torch.arange(columns) // group_size, -(-columns // group_size)
+
+
+def fitted_factors(weight, quantized, hessian, group_of, groups):
+    return scales.fitted_factors(weight @ hessian, quantized, hessian, group_of, groups)
 
 
 def least_squares(weight, quantized, hessian, group_of, groups):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from magr_gptq.reduction import target
 from magr_gptq.reduction.shrinkage import shrinkage_of_halves
 from magr_gptq.reduction.target import Half, Target, correction, cross_fitted, target_of
 
@@ -23,8 +24,12 @@ class Chains(NamedTuple):
     stream: Tensor | None = None
 
     def half(self, factor: float = 1.0) -> Half:
-        clean, damaged = factor**0.5 * self.clean.float(), factor**0.5 * self.damaged.float()
-        return Half.of(clean, damaged, None if self.stream is None else factor**0.5 * self.stream.float())
+        damaged, lacking = self.damaged, self.clean - self.damaged
+        if self.stream is not None:
+            lacking = missing(weight_of(), self)
+        return Half.of(
+            factor**0.5 * damaged.float(), factor**0.5 * lacking.float(), of_output=self.stream is not None
+        )
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -107,6 +112,15 @@ def test_a_layer_that_writes_into_the_stream_makes_up_for_that_too() -> None:
     assert left.square().sum() < 0.02 * (parts[0].damaged @ mix.T).square().sum()
 
 
+def test_some_of_many_rows_are_enough_for_the_strength(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, given = random(400, COLUMNS, seed=0), halves(*chains(30, damage=0.1, noise=0.5))
+    some = target_of(weight, given).strength
+    monkeypatch.setattr(target, "ROWS", 400)
+    every = target_of(weight, given).strength
+    assert some != every
+    assert some == pytest.approx(every, abs=0.03)
+
+
 def test_the_strength_for_all_documents_is_nearer_to_the_best_than_that_of_a_half() -> None:
     """Over many draws; the best is that on documents that were never seen."""
     weight, chosen, best = weight_of(), [], []
@@ -152,7 +166,7 @@ def test_without_ridge_the_distance_to_the_target_is_the_loss_but_for_a_constant
 
 def test_a_whole_share_corrects_nothing() -> None:
     part = chains()[0].half()
-    assert not correction(weight_of().float() @ part.cross, part.gram, torch.tensor(1.0)).any()
+    assert not correction(weight_of().float() @ part.lacking, part.gram, torch.tensor(1.0)).any()
 
 
 def test_undamaged_inputs_leave_the_weight_exactly() -> None:
@@ -209,7 +223,7 @@ def test_halves_may_change_places() -> None:
 def test_a_factor_that_all_sums_have_in_common_changes_nothing(factor: float) -> None:
     """Toolkits divide by the number of tokens, or don't; the moments have a unit of their own."""
     given = halves(*chains(50))
-    scaled = [replace(half, gram=factor * half.gram, cross=factor * half.cross) for half in given]
+    scaled = [replace(half, gram=factor * half.gram, lacking=factor * half.lacking) for half in given]
     found, wanted = target_of(weight_of(), scaled), target_of(weight_of(), given)
     assert found.strength == pytest.approx(wanted.strength, rel=1e-5)
     torch.testing.assert_close(found.weight, wanted.weight)
@@ -241,7 +255,7 @@ def test_sums_of_batches_add_up() -> None:
 
 def test_without_a_second_half_the_weight_stays() -> None:
     one, other = halves(*chains(60))
-    nothing = replace(other, gram=torch.zeros_like(other.gram), cross=torch.zeros_like(other.cross))
+    nothing = replace(other, gram=torch.zeros_like(other.gram), lacking=torch.zeros_like(other.lacking))
     for given in ((one, nothing), (one,)):
         found = target_of(weight_of(), given)
         assert found.strength == 0
@@ -268,20 +282,20 @@ def test_fewer_tokens_than_columns_and_one_loud_token_give_finite_numbers() -> N
 
 def test_nothing_that_is_given_changes() -> None:
     weight, given = weight_of().float(), halves(*chains(60))
-    before = [weight.clone(), *(sums.clone() for half in given for sums in (half.gram, half.cross))]
+    before = [weight.clone(), *(sums.clone() for half in given for sums in (half.gram, half.lacking))]
     assert target_of(weight, given).weight is not weight
-    after = [weight, *(sums for half in given for sums in (half.gram, half.cross))]
+    after = [weight, *(sums for half in given for sums in (half.gram, half.lacking))]
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_a_bad_sum_is_refused_with_its_name() -> None:
     one, other = halves(*chains(60))
-    with pytest.raises(ValueError, match="cross holds NaN"):
-        target_of(weight_of(), (one, replace(other, cross=other.cross * torch.nan)))
+    with pytest.raises(ValueError, match="lacking holds NaN"):
+        target_of(weight_of(), (one, replace(other, lacking=other.lacking * torch.nan)))
     with pytest.raises(ValueError, match=r"gram is \(24, 23\).*needs \(24, 24\)"):
         target_of(weight_of(), (replace(one, gram=one.gram[:, 1:]), other))
-    with pytest.raises(ValueError, match=r"stream is \(3, 24\).*needs \(10, 24\)"):
-        target_of(weight_of(), (replace(one, stream=one.cross[:3]), other))
+    with pytest.raises(ValueError, match=r"lacking is \(3, 24\).*needs \(10, 24\)"):
+        target_of(weight_of(), (replace(one, lacking=one.lacking[:3], of_output=True), other))
 
 
 def test_a_strength_that_is_no_number_is_refused() -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from magr_gptq.toolkits.block_passes import BlockPasses
-from magr_gptq.toolkits.stream import BLOCK, find_writers
-from magr_gptq.toolkits.undamaged import Pairs, UndamagedChain
+from magr_gptq.toolkits.pairs import Pairs
+from magr_gptq.toolkits.stream import BLOCK, layout_of
+from magr_gptq.toolkits.undamaged import UndamagedChain
 
 WIDTH, INNER, TOKENS, BATCHES = 8, 12, 5, 4
 
@@ -95,35 +96,35 @@ def test_pairs_are_the_sums_of_both_chains_inputs(blocks, inputs) -> None:
     clean = [original[0](state)[0] for state in inputs]
     follow(chain, blocks[1], damaged, "value")
     damage(blocks[1].value)
-    pairs = follow(chain, blocks[1], damaged, "up", "out")
-    for name in ("up", "out"):
-        xs, ys = given_to(original[1], name, clean), given_to(blocks[1], name, damaged)
-        for found, (x, y) in zip(
-            pairs[name].halves, zip(in_halves(xs), in_halves(ys), strict=True), strict=True
-        ):
-            torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
-            assert found.tokens == len(y)
+    pairs = follow(chain, blocks[1], damaged, "up")
+    xs, ys = given_to(original[1], "up", clean), given_to(blocks[1], "up", damaged)
+    sides = zip(in_halves(xs), in_halves(ys), strict=True)
+    for found, (x, y) in zip(pairs["up"].halves, sides, strict=True):
+        torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.lacking.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
+        assert found.tokens == len(y)
 
 
-def test_a_writer_is_paired_with_what_the_stream_lacks(blocks, inputs) -> None:
+def test_a_writer_is_paired_with_what_its_output_and_the_stream_lack(blocks, inputs) -> None:
     original = copy.deepcopy(blocks[0])
     chain = UndamagedChain()
     follow(chain, blocks[0], inputs, "value")
     damage(blocks[0].out)
     pairs = follow(chain, blocks[0], inputs, "up", "down")
-    assert pairs["up"].halves[0].stream is None
+    assert not pairs["up"].of_output
+    assert pairs["down"].of_output
     streams, spoiled = given_to(original, "second_norm", inputs), given_to(blocks[0], "second_norm", inputs)
-    ys = given_to(blocks[0], "down", inputs)
-    sides = [in_halves(tokens) for tokens in (streams, spoiled, ys)]
-    for found, (stream, damaged, y) in zip(pairs["down"].halves, zip(*sides, strict=True), strict=True):
-        exact = (stream - damaged).T @ y
-        torch.testing.assert_close(found.stream.double(), exact, rtol=1e-3, atol=1e-4)
+    xs, ys = given_to(original, "down", inputs), given_to(blocks[0], "down", inputs)
+    weight = original.down.weight.double()
+    sides = [in_halves(tokens) for tokens in (streams, spoiled, xs, ys)]
+    for found, (stream, damaged, x, y) in zip(pairs["down"].halves, zip(*sides, strict=True), strict=True):
+        exact = ((x - y) @ weight.T + stream - damaged).T @ y
+        torch.testing.assert_close(found.lacking.double(), exact, rtol=1e-3, atol=1e-4)
 
 
 def test_only_layers_whose_output_is_added_as_it_is_write(inputs) -> None:
-    assert find_writers(Block(), (inputs[0],), {}) == {"out": "first_norm", "down": "second_norm"}
-    assert find_writers(Block(scale=0.5), (inputs[0],), {}) == {"down": "second_norm"}
+    assert layout_of(Block(), (inputs[0],), {}).writers == {"out": "first_norm", "down": "second_norm"}
+    assert layout_of(Block(scale=0.5), (inputs[0],), {}).writers == {"down": "second_norm"}
 
 
 def test_without_a_norm_the_block_itself_is_given_the_stream(inputs) -> None:
@@ -135,7 +136,7 @@ def test_without_a_norm_the_block_itself_is_given_the_stream(inputs) -> None:
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return hidden + self.out(hidden.relu())
 
-    assert find_writers(Bare(), (inputs[0],), {}) == {"out": BLOCK}
+    assert layout_of(Bare(), (inputs[0],), {}).writers == {"out": BLOCK}
 
 
 def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_none(blocks, inputs) -> None:
@@ -151,7 +152,7 @@ def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_non
 
 def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
     pairs = follow(UndamagedChain(), blocks[0], inputs, "value")
-    assert not any(half.cross.any() for half in pairs["value"].halves)
+    assert not any(half.lacking.any() for half in pairs["value"].halves)
 
 
 def test_a_mixtures_experts_are_not_paired_and_do_not_end_their_block(inputs) -> None:
@@ -175,7 +176,7 @@ def test_a_mixtures_experts_are_not_paired_and_do_not_end_their_block(inputs) ->
     # the copy is still that of the unquantized block
     damage(block.value)
     found = follow(chain, block, inputs, "out")["out"]
-    assert any(half.cross.any() for half in found.halves)
+    assert any(half.lacking.any() for half in found.halves)
 
 
 def test_inputs_of_another_shape_are_not_paired(blocks, inputs) -> None:
@@ -190,7 +191,7 @@ def test_the_rest_of_the_original_does_not_run_once_all_is_seen(blocks, inputs) 
     chain, ran = UndamagedChain(), []
     chain.open(blocks[0], ["value"])
     chain.run(0, (inputs[0],), {})  # the first batch is looked at as a whole
-    original = next(iter(chain._copies.values()))
+    original = next(iter(chain._original._copies.values()))
     original.down.register_forward_hook(lambda *_: ran.append("down"))
     chain.run(1, (inputs[1],), {})
     assert ran == []
@@ -262,7 +263,7 @@ def test_passes_are_told_apart_by_tasks_alone(blocks, inputs) -> None:
         in_halves(tokens)[1]
         for tokens in (given_to(original[1], "up", clean), given_to(first, "up", damaged))
     )
-    torch.testing.assert_close(found.cross.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.lacking.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
     assert not any(block._forward_pre_hooks for block in blocks)
 
 
