@@ -73,7 +73,12 @@ MUTATIONS = [
     Mutation(
         "rounding/kernels/plain.py", "move * curvature - 2 * local", "move * curvature - local", "refine"
     ),
-    Mutation("rounding/sweep.py", "residual.addmm_(moves, hessian[block], alpha=-1)", "pass", "refine"),
+    Mutation(
+        "rounding/sweep.py",
+        "hessian[block, block.stop :], alpha=-1",
+        "hessian[block, block.stop :], alpha=-0.5",
+        "refine",
+    ),
     Mutation(
         "rounding/scales.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"
     ),
@@ -94,7 +99,6 @@ MUTATIONS = [
     ),
     Mutation("rounding/scales.py", "(group_of.diff() < 0).any()", "False", "scales"),
     Mutation("rounding/scales.py", "change * _within_bounds(change)", "change * 1.0", "scales"),
-    Mutation("rounding/scales.py", "quantized[:, some] @ hessian[some]", "quantized @ hessian", "scales"),
     Mutation("rounding/step.py", ".argmin(-1", ".argmax(-1", "factors"),
     Mutation("config/plan.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
     Mutation("config/settings.py", "*(-beta for beta in betas)", "*betas", "config"),

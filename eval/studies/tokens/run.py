@@ -1,0 +1,170 @@
+r"""How much calibration text one needs: KL divergence against tokens, of plain GPTQ and of the default.
+
+    python -m eval.studies.tokens.run run MODEL --calibration FILE --evaluation FILE \
+        --out eval/studies/tokens/results/cells
+    python -m eval.studies.tokens.run table --out eval/studies/tokens/results/cells
+    python -m eval.studies.tokens.run figure --out eval/studies/tokens/results/cells --png FILE
+
+`run` quantizes by GPTQModel, saves, and scores every saved checkpoint in a fresh process that never imports
+magr_gptq. Every cell (method, bits, group size, tokens, seed) is a JSON file in `--out`; cells that have one
+are skipped, so a run can be resumed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.lib.fidelity import CONTEXT
+from eval.studies.quality.run import heading
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.worker import Worker
+from magr_gptq.app.scoring import diverge
+
+TOKENS = (128, 256, 512, 1024, 4096, 32768)
+GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
+METHODS: dict[str, dict[str, Any] | None] = {"gptq": None, "default": {}}
+
+
+class Cell(NamedTuple):
+    """One checkpoint to make and score."""
+
+    method: str
+    bits: int
+    group_size: int
+    tokens: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the suffix."""
+        grid = heading(self.bits, self.group_size).replace(" ", "-")
+        return f"{self.method}-{grid}-{self.tokens}-seed{self.seed}"
+
+
+def cells(seeds: list[int], methods: list[str], tokens: list[int]) -> Iterator[Cell]:
+    """All of them, one seed after another, so that an unfinished run shows a whole table."""
+    for seed in seeds:
+        for count in tokens:
+            for bits, group_size in GRIDS:
+                for method in methods:
+                    yield Cell(method, bits, group_size, count, seed)
+
+
+def measure(cell: Cell, worker: Worker, args: argparse.Namespace) -> dict[str, Any]:
+    """Quantize, save, score elsewhere; the checkpoint is not kept."""
+    seqlen = min(CONTEXT, cell.tokens)
+    folder, model = tempfile.mkdtemp(prefix="tokens-"), str(args.model.resolve())
+    try:
+        job = Job(
+            model=model, out=folder, calibration=str(args.calibration.resolve()), bits=cell.bits,
+            group_size=cell.group_size, samples=cell.tokens // seqlen, seqlen=seqlen, seed=cell.seed,
+            magr=METHODS[cell.method],
+        )  # fmt: skip
+        outcome = worker.quantize(job, listen=lambda _: None)
+        found = diverge(
+            model, folder, args.evaluation.resolve(), engine="gptqmodel", seqlen=CONTEXT, limit=args.limit,
+            log=worker.log,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    return {**cell._asdict(), **found, "quantize_seconds": outcome.seconds, "magr": outcome.summary}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure every cell that has no result yet."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    with Worker(args.log.resolve()) as worker:
+        for cell in cells(args.seeds, args.methods, args.tokens):
+            file = args.out / f"{cell.name}.json"
+            # looked up now, not before: another run may share the folder
+            if not file.exists():
+                found = measure(cell, worker, args)
+                file.write_text(json.dumps(found, indent=2) + "\n")
+                print(f"{cell.name}: {found['divergence']:.4f}", flush=True)
+
+
+def found_in(folder: Path) -> dict[tuple[str, int, int, int], list[float]]:
+    """KL of all seeds, by method, bits, group size and tokens."""
+    found: dict[tuple[str, int, int, int], list[float]] = {}
+    for file in sorted(folder.glob("*-seed*.json")):
+        cell = json.loads(file.read_text())
+        key = (cell["method"], cell["bits"], cell["group_size"], cell["tokens"])
+        found.setdefault(key, []).append(cell["divergence"])
+    return found
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print mean ± standard deviation, and the default's share of plain GPTQ's."""
+    found = found_in(args.out)
+    print("| KL | tokens | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
+    print("|---|---|" + "---|" * len(GRIDS))
+    for tokens in TOKENS:
+        for method in METHODS:
+            entries = [entry(found, method, grid, tokens) for grid in GRIDS]
+            print(f"| {method} | {tokens:,} | " + " | ".join(entries) + " |")
+
+
+def entry(found: dict[Any, list[float]], method: str, grid: tuple[int, int], tokens: int) -> str:
+    """A cell of the table."""
+    values = found.get((method, *grid, tokens))
+    if not values:
+        return ""
+    mean = statistics.mean(values)
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    plain = found.get(("gptq", *grid, tokens))
+    share = f" ({mean / statistics.mean(plain):.2f})" if plain and method != "gptq" else ""
+    return f"{mean:.4f}{spread}{share}"
+
+
+def figure(args: argparse.Namespace) -> None:
+    """Draw KL against tokens, a panel for each grid."""
+    import matplotlib.pyplot as plt
+
+    found = found_in(args.out)
+    drawing, panels = plt.subplots(1, len(GRIDS), figsize=(12, 3.2), layout="constrained")
+    for panel, grid in zip(panels, GRIDS, strict=True):
+        for method, color in (("gptq", "tab:gray"), ("default", "tab:blue")):
+            known = [(tokens, values) for tokens in TOKENS if (values := found.get((method, *grid, tokens)))]
+            means = [statistics.mean(values) for _, values in known]
+            panel.plot([tokens for tokens, _ in known], means, "o-", color=color, label=method)
+            for tokens, values in known:
+                panel.plot([tokens] * len(values), values, "_", color=color)
+        panel.set(xscale="log", yscale="log", title=heading(*grid).upper(), xlabel="calibration tokens")
+    panels[0].set_ylabel("KL from the unquantized model")
+    panels[0].legend(labels=["plain GPTQ", "default"], frameon=False)
+    drawing.savefig(args.png, dpi=160)
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="measure what is missing")
+    running.add_argument("model", type=Path)
+    running.add_argument("--calibration", type=Path, required=True, help="text file")
+    running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
+    running.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    running.add_argument("--tokens", type=int, nargs="+", choices=TOKENS, default=list(TOKENS))
+    running.add_argument("--limit", type=int, default=64, help="scored windows of 256 tokens")
+    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "tokens.log"))
+    running.set_defaults(command=run)
+    commands.add_parser("table", help="print the results so far").set_defaults(command=table)
+    drawing = commands.add_parser("figure", help="draw the results so far")
+    drawing.add_argument("--png", type=Path, required=True)
+    drawing.set_defaults(command=figure)
+    for command in commands.choices.values():
+        command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    args = parser.parse_args()
+    args.command(args)
+
+
+if __name__ == "__main__":
+    main()
