@@ -17,11 +17,11 @@ TARGETS = ("model", "layer")
 
 # chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
 # search the first, as the weakest is the safest
-STRENGTHS = (0.03, 0.06, 0.12)
+STRENGTHS = (0.04, 0.1)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
 BETAS_FROM_4_BITS = (1.0, 0.95, 0.9)
-DEFAULT_ITERATIONS = 8
+DEFAULT_ITERATIONS = 4
 PAPER_ITERATIONS = 150
 
 

@@ -14,7 +14,7 @@ from magr_gptq.reduction.penalty import LinfPenalty
 
 # all found by the gap to the float64 minimum on real layers: eval/studies/convergence.
 # A loose metric finds where the minimum is, a tight one settles there
-LOOSE, TIGHT = 0.01, 0.2
+LOOSE, TIGHT = 0.05, 0.2
 EVEN = 0.1
 START = 0.3
 LEAST = 1e-3
@@ -56,7 +56,7 @@ class Admm:
         """Metrics from the two costs of moving a column: H_ii alone, 1/Uᵢᵢ² once the others follow.
 
             r = κ·√(H_ii/Uᵢᵢ²), at least 1e-3·mean(diag H), so that the condition of H + R is at most
-            1000·columns + 1; κ = 0.01 (loose) and 0.2 (tight)
+            1000·columns + 1; κ = 0.05 (loose) and 0.2 (tight)
 
         Args:
             variances: 1/Uᵢᵢ² of `conditional_variances`, [..., columns].

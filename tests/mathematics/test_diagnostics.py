@@ -184,7 +184,7 @@ def test_prediction_is_what_gptq_ends_with(bits: int, group_size: int, decay: fl
 
     GPTQ's loss under the damped Hessian is exactly the sum of its squared errors over Uᵢᵢ², so all
     that may differ is how its errors are spread: 10 % for plain GPTQ with a scale a row; 20 % with groups,
-    whose scales are taken from weights that carry errors already, and 25 % where a short step clips weights.
+    whose scales are taken from weights that carry errors already, and 35 % where a short step clips weights.
     The loss under H itself lacks the damping's share, up to a third of it where H falls off fast.
     """
     generator = torch.Generator().manual_seed(bits)
@@ -202,4 +202,4 @@ def test_prediction_is_what_gptq_ends_with(bits: int, group_size: int, decay: fl
 
     plain = gptq_round(weight, factor, bits, group_size)
     check(found.loss_before, plain, weight, 1.1 if group_size == -1 else 1.2)
-    check(found.loss_after, gptq_round(reduced, factor, bits, group_size, found.beta), reduced, 1.25)
+    check(found.loss_after, gptq_round(reduced, factor, bits, group_size, found.beta), reduced, 1.35)

@@ -24,10 +24,10 @@ from magr_gptq.reduction.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 ITERATIONS = DEFAULT_ITERATIONS
 # of magr_gptq.reduction.admm and magr_gptq.reduction.penalty: the variances, and one for each of two metrics
 CHOLESKYS, INVERSES = 3, 2
-# the default, in groups: three strengths, four candidates with the weight itself; products of the candidates'
-# shrinkage and errors, two of a sweep, four of two fits of scales, two of the gain, two of loss and energy
-STRENGTHS, CANDIDATES = 3, 4
-AROUND = CANDIDATES + CANDIDATES + 2 + 4 + 2 + 2
+# the default, in groups: two strengths, three candidates with the weight itself; products of the candidates'
+# errors, one and about a half of a sweep, two of two fits of scales, one of the target, one of the loss
+STRENGTHS, CANDIDATES = 2, 3
+AROUND = CANDIDATES + 1.5 + 2 + 1 + 1
 # calibration: 128 rows of 2,048 tokens, each block run once for the Hessians and once for its output
 TOKENS = 128 * 2048
 FORWARDS = 2
@@ -71,7 +71,7 @@ def products(rows: int, columns: int) -> float:
 
 
 def default_products(rows: int, columns: int) -> float:
-    """Flops of the default in groups, all around the toolkit's rounding; per channel four products fewer."""
+    """Flops of the default in groups, all around the toolkit's rounding; per channel two products fewer."""
     return STRENGTHS * products(rows, columns) + 2 * AROUND * rows * columns**2
 
 
