@@ -52,11 +52,27 @@ def diverge(
     cut: str = TOKENIZER,
 ) -> dict[str, Any]:
     """What `magr_score.divergence` finds: perplexity, and divergence from the unquantized model."""
+    found = diverge_all(original, [model], text, engine=engine, seqlen=seqlen, limit=limit, log=log, cut=cut)
+    return found[0]
+
+
+def diverge_all(
+    original: str,
+    models: Sequence[str],
+    text: Path,
+    *,
+    engine: str,
+    seqlen: int,
+    limit: int | None,
+    log: Path,
+    cut: str = TOKENIZER,
+) -> list[dict[str, Any]]:
+    """What `magr_score.divergence` finds for each model, one after another in the same process."""
     request = {
-        "original": original, "models": [model], "text": str(text), "engine": engine, "seqlen": seqlen,
+        "original": original, "models": models, "text": str(text), "engine": engine, "seqlen": seqlen,
         "limit": limit, "cut": cut,
     }  # fmt: skip
-    return _scores("divergence", request, log)[0]
+    return _scores("divergence", request, log)
 
 
 def _scores(quantity: str, request: dict[str, Any], log: Path) -> list[dict[str, Any]]:

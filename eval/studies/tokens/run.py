@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from eval.lib.fidelity import CONTEXT
 from eval.studies.quality.run import heading
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import diverge
+from magr_gptq.app.scoring import diverge_all
 
 TOKENS = (128, 256, 512, 1024, 4096, 32768)
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
@@ -48,46 +47,47 @@ class Cell(NamedTuple):
         return f"{self.method}-{grid}-{self.tokens}-seed{self.seed}"
 
 
-def cells(seeds: list[int], methods: list[str], tokens: list[int]) -> Iterator[Cell]:
-    """All of them, one seed after another, so that an unfinished run shows a whole table."""
+def batches(seeds: list[int], methods: list[str], tokens: list[int]) -> Iterator[list[Cell]]:
+    """All cells, those of one seed and as many tokens together; one seed after another."""
     for seed in seeds:
         for count in tokens:
-            for bits, group_size in GRIDS:
-                for method in methods:
-                    yield Cell(method, bits, group_size, count, seed)
+            yield [Cell(method, *grid, count, seed) for grid in GRIDS for method in methods]
 
 
-def measure(cell: Cell, worker: Worker, args: argparse.Namespace) -> dict[str, Any]:
-    """Quantize, save, score elsewhere; the checkpoint is not kept."""
+def quantized(cell: Cell, folder: Path, worker: Worker, args: argparse.Namespace) -> dict[str, Any]:
+    """Make the checkpoint; returns what is known of it."""
     seqlen = min(CONTEXT, cell.tokens)
-    folder, model = tempfile.mkdtemp(prefix="tokens-"), str(args.model.resolve())
-    try:
-        job = Job(
-            model=model, out=folder, calibration=str(args.calibration.resolve()), bits=cell.bits,
-            group_size=cell.group_size, samples=cell.tokens // seqlen, seqlen=seqlen, seed=cell.seed,
-            magr=METHODS[cell.method],
+    job = Job(
+        model=str(args.model.resolve()), out=str(folder), calibration=str(args.calibration.resolve()),
+        bits=cell.bits, group_size=cell.group_size, samples=cell.tokens // seqlen, seqlen=seqlen,
+        seed=cell.seed, magr=METHODS[cell.method],
+    )  # fmt: skip
+    outcome = worker.quantize(job, listen=lambda _: None)
+    return {**cell._asdict(), "quantize_seconds": outcome.seconds, "magr": outcome.summary}
+
+
+def measure(cells: list[Cell], worker: Worker, args: argparse.Namespace) -> None:
+    """Quantize, save, score all of them in one process elsewhere; the checkpoints are not kept."""
+    with tempfile.TemporaryDirectory(prefix="tokens-") as place:
+        folders = [Path(place, cell.name) for cell in cells]
+        made = [quantized(cell, folder, worker, args) for cell, folder in zip(cells, folders, strict=True)]
+        scores = diverge_all(
+            str(args.model.resolve()), [str(folder) for folder in folders], args.evaluation.resolve(),
+            engine="gptqmodel", seqlen=CONTEXT, limit=args.limit, log=worker.log,
         )  # fmt: skip
-        outcome = worker.quantize(job, listen=lambda _: None)
-        found = diverge(
-            model, folder, args.evaluation.resolve(), engine="gptqmodel", seqlen=CONTEXT, limit=args.limit,
-            log=worker.log,
-        )  # fmt: skip
-    finally:
-        shutil.rmtree(folder)
-    return {**cell._asdict(), **found, "quantize_seconds": outcome.seconds, "magr": outcome.summary}
+    for cell, known, found in zip(cells, made, scores, strict=True):
+        (args.out / f"{cell.name}.json").write_text(json.dumps({**known, **found}, indent=2) + "\n")
+        print(f"{cell.name}: {found['divergence']:.4f}", flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure every cell that has no result yet."""
     args.out.mkdir(parents=True, exist_ok=True)
     with Worker(args.log.resolve()) as worker:
-        for cell in cells(args.seeds, args.methods, args.tokens):
-            file = args.out / f"{cell.name}.json"
-            # looked up now, not before: another run may share the folder
-            if not file.exists():
-                found = measure(cell, worker, args)
-                file.write_text(json.dumps(found, indent=2) + "\n")
-                print(f"{cell.name}: {found['divergence']:.4f}", flush=True)
+        for cells in batches(args.seeds, args.methods, args.tokens):
+            missing = [cell for cell in cells if not (args.out / f"{cell.name}.json").exists()]
+            if missing:
+                measure(missing, worker, args)
 
 
 def found_in(folder: Path) -> dict[tuple[str, int, int, int], list[float]]:
