@@ -51,15 +51,18 @@ class Half:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, damaged: Tensor, lacking: Tensor, *, of_output: bool = False) -> Half:
+    def of(
+        cls, damaged: Tensor, lacking: Tensor, *, of_output: bool = False, gram: Tensor | None = None
+    ) -> Half:
         """The sums over some tokens.
 
         Args:
             damaged: x̂, [tokens, in], any floating dtype.
             lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
+            gram: Σ x̂x̂ᵀ, [in, in] float32, where it is known; it becomes the sum's own.
         """
         wide = damaged.float()
-        return cls(wide.T @ wide, lacking.float().T @ wide, len(wide), of_output)
+        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, len(wide), of_output)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:

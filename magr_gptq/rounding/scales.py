@@ -40,7 +40,7 @@ def fitted_factors(
 
 
 def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tensor:
-    parts = zip(quantized.split(size, 1), hessian.split(size), strict=True)
+    parts = zip(torch.split(quantized, size, 1), torch.split(hessian, size), strict=True)
     gram = torch.stack([_group_sums((part @ rows).mul_(quantized), size) for part, rows in parts], 1)
     slope = _group_sums(signal * quantized, size) - gram.sum(2)
     diagonal = gram.diagonal(dim1=1, dim2=2)

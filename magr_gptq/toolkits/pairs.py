@@ -32,10 +32,18 @@ class Pairs:
         """Whether the sums are of what one layer's output lacks, so that no other layer can share them."""
         return any(half.of_output for half in self._halves.values())
 
-    def add(self, number: int, damaged: Tensor, lacking: Tensor, *, of_output: bool = False) -> None:
-        """Count a document of this number in: what `Half.of` takes, [tokens, features] each."""
+    def add(
+        self,
+        number: int,
+        damaged: Tensor,
+        lacking: Tensor,
+        *,
+        of_output: bool = False,
+        gram: Tensor | None = None,
+    ) -> None:
+        """Count a document of this number in: what `Half.of` takes."""
         if number:
-            self._add(number % 2, Half.of(damaged, lacking, of_output=of_output))
+            self._add(number % 2, Half.of(damaged, lacking, of_output=of_output, gram=gram))
             return
         # the first is cut in two, so that a single document makes two halves as well
         middle = len(damaged) // 2

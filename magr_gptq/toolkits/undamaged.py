@@ -94,12 +94,20 @@ class UndamagedChain:
         if seen.output is not None:
             self._next[number] = seen.output.to(home)
 
-    def pair(self, name: str, pairs: Pairs, damaged: Tensor, kept: Tensor | None = None) -> None:
+    def pair(
+        self,
+        name: str,
+        pairs: Pairs,
+        damaged: Tensor,
+        kept: Tensor | None = None,
+        gram: Tensor | None = None,
+    ) -> None:
         """Count the batch in hand in: what a layer of this name is given in both chains.
 
         Args:
             damaged: what the toolkit gives it, [documents, tokens, in].
             kept: [documents, tokens], false where a token is padding; None where none is.
+            gram: XᵀX of its tokens, where the toolkit has made it already; see `Half.of`.
         """
         undamaged = self._here.seen.inputs.pop(name, None)
         if undamaged is None or undamaged.shape != damaged.shape:
@@ -107,10 +115,14 @@ class UndamagedChain:
         lacking, of_output = undamaged - damaged, False
         if (stream := self._missing_stream(name)) is not None:
             lacking, of_output = self._output(name, lacking) + stream, True
-        for row in range(documents := len(damaged) if damaged.ndim > 2 else 1):
+        documents = len(damaged) if damaged.ndim > 2 else 1
+        for row in range(documents):
             some = ... if documents == 1 and kept is None else row
             parts = [_tokens(part, some, kept) for part in (damaged, lacking)]
-            pairs.add(self._here.number * documents + row, *parts, of_output=of_output)
+            pairs.add(
+                self._here.number * documents + row, *parts, of_output=of_output,
+                gram=gram if documents == 1 else None,
+            )  # fmt: skip
 
     def close(self) -> None:
         """End the pass."""

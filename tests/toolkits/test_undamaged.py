@@ -276,3 +276,17 @@ def test_blocks_that_run_in_turns_have_no_chain(blocks, inputs) -> None:
         state = block(state)[0]
     assert passes.end(blocks[0].up) is None
     assert passes.end(blocks[1].up) is None
+
+
+def test_a_product_that_the_toolkit_has_made_is_taken_but_of_the_first_document(blocks, inputs) -> None:
+    exact = follow(UndamagedChain(), blocks[0], inputs, "up")["up"].halves
+    chain, pairs = UndamagedChain(), Pairs()
+    chain.open(blocks[0], ["up"])
+    for number, state in enumerate(inputs):
+        chain.run(number, (state,), {})
+        (given,) = given_to(copy.deepcopy(blocks[0]), "up", [state])
+        given = given.float()
+        made = given.T @ given if number else torch.full((WIDTH, WIDTH), torch.nan)
+        chain.pair("up", pairs, given[None], gram=made)
+    for found, want in zip(pairs.halves, exact, strict=True):
+        torch.testing.assert_close(found.gram, want.gram)

@@ -5,6 +5,7 @@ What is touched, why there, all undone by `Patches.undo`:
 - `ModuleLooper._run_forward_batches`: every pass over the batches goes through it; the block's original runs
   each batch first. The last pass, which names no layers, gives the next block's inputs.
 - `GPTQProcessor.pre_process_fwd_hook`: its hook takes a layer's inputs for the Hessian; they are paired.
+- `GPTQ.process_batch`: see `gram`.
 - `GPTQ.adopt_hessian_from`: layers with one input share its Hessian; they share its pairs.
 
 GPTAQ and FOEM have a target of their own, and a model's head is no layer of a block: neither is followed.
@@ -22,6 +23,7 @@ from gptqmodel.quantization.gptq import GPTQ
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.target import Half
 from magr_gptq.toolkits.gptqmodel import config as config_field
+from magr_gptq.toolkits.gptqmodel import gram
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.patching import Patches
 from magr_gptq.toolkits.undamaged import UndamagedChain
@@ -29,6 +31,7 @@ from magr_gptq.toolkits.undamaged import UndamagedChain
 
 def apply(patches: Patches) -> None:
     """Lead the unquantized chain along the toolkit's passes."""
+    gram.apply(patches)
     patches.wrap(ModuleLooper, "_run_forward_batches", _run_forward_batches)
     patches.wrap(GPTQProcessor, "pre_process_fwd_hook", _pre_process_fwd_hook, ("self", "name"))
     patches.wrap(GPTQ, "adopt_hessian_from", _adopt_hessian_from, ("self", "leader"))
@@ -96,9 +99,12 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         pairs = self.tasks[name].magr_pairs = Pairs()
 
         def pairing_hook(module: Any, inputs: Any, output: Any) -> None:
-            hook(module, inputs, output)
+            with gram.of_batch() as made:
+                hook(module, inputs, output)
             kept = getattr(getattr(self, "_mask_tls", None), "value", None)
-            chain.pair(name, pairs, inputs[0], kept)
+            # a padded layer's product is of more columns
+            known = () if self.tasks[name]._tp_pad_cols else made
+            chain.pair(name, pairs, inputs[0], kept, *known)
 
         return pairing_hook
 

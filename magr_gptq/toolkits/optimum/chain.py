@@ -4,6 +4,7 @@ What is touched, why there, all undone by `Patches.undo`:
 
 - `GPTQ.__init__`, `GPTQ.add_batch`, `GPTQ.fasterquant` of GPTQModel: optimum makes one for every layer whose
   inputs it wants, hands it those inputs, and has it round the layer.
+- `GPTQ.process_batch`: see `toolkits.gptqmodel.gram`.
 
 Without `cache_block_outputs` optimum runs all blocks again for each; then there is no chain.
 """
@@ -20,6 +21,7 @@ from optimum.gptq.utils import get_block_name_with_pattern
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.toolkits.block_passes import BlockPasses, led_along
+from magr_gptq.toolkits.gptqmodel import gram
 from magr_gptq.toolkits.patching import Patches
 
 _passes: ContextVar[BlockPasses | None] = ContextVar("magr_passes", default=None)
@@ -27,6 +29,7 @@ _passes: ContextVar[BlockPasses | None] = ContextVar("magr_passes", default=None
 
 def apply(patches: Patches) -> None:
     """Tell a run's chain of optimum's tasks."""
+    gram.apply(patches)
     for name, around in (("__init__", _begin), ("add_batch", _add), ("fasterquant", _end)):
         patches.wrap(GPTQ, name, around)
 
@@ -51,9 +54,10 @@ def _begin(original: Callable[..., None]) -> Callable[..., None]:
 
 def _add(original: Callable[..., None]) -> Callable[..., None]:
     def add_batch(self: Any, inp: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, inp, *args, **kwargs)
+        with gram.of_batch() as made:
+            original(self, inp, *args, **kwargs)
         if (passes := _passes.get()) is not None:
-            passes.add(self.module, inp)
+            passes.add(self.module, inp, *made)
 
     return add_batch
 

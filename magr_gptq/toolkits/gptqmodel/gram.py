@@ -1,0 +1,53 @@
+"""The product XᵀX of a batch as GPTQModel makes it for its Hessian, so that the pairs need not make it again.
+
+What is touched, undone by `Patches.undo`:
+
+- `GPTQ.process_batch`, which returns that product, unscaled, before it is added to the sum.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gptqmodel.quantization.gptq import GPTQ
+from torch import Tensor
+
+from magr_gptq.toolkits.patching import Patches
+
+
+class _Here(threading.local):
+    """Where one thread collects products; None where nobody wants them."""
+
+    found: list[Tensor] | None = None
+
+
+_here = _Here()
+
+
+def apply(patches: Patches) -> None:
+    """Let `of_batch` see the products."""
+    patches.wrap(GPTQ, "process_batch", _process_batch, ("self", "inp"))
+
+
+@contextmanager
+def of_batch() -> Iterator[list[Tensor]]:
+    """The products that are made inside, in this thread."""
+    _here.found = []
+    try:
+        yield _here.found
+    finally:
+        _here.found = None
+
+
+def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
+    def process_batch(self: Any, inp: Tensor) -> Any:
+        tokens, product, device = original(self, inp)
+        if _here.found is not None and product is not None:
+            # the first one becomes the sum
+            _here.found.append(product.clone())
+        return tokens, product, device
+
+    return process_batch
