@@ -19,7 +19,7 @@ from magr_gptq.toolkits.patching import Patches
 
 
 class _Here(threading.local):
-    """Where one thread collects products; None where nobody wants them."""
+    """Where one thread keeps the product; None where nobody wants it."""
 
     found: list[Tensor] | None = None
 
@@ -34,7 +34,7 @@ def apply(patches: Patches) -> None:
 
 @contextmanager
 def of_batch() -> Iterator[list[Tensor]]:
-    """The products that are made inside, in this thread."""
+    """The last product that is made inside, in this thread, if any."""
     _here.found = []
     try:
         yield _here.found
@@ -46,8 +46,8 @@ def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_batch(self: Any, inp: Tensor) -> Any:
         tokens, product, device = original(self, inp)
         if _here.found is not None and product is not None:
-            # the first one becomes the sum
-            _here.found.append(product.clone())
+            # a copy: the first one becomes the sum. One: two toolkits may have put this around the function
+            _here.found[:] = [product.clone()]
         return tokens, product, device
 
     return process_batch
