@@ -35,18 +35,20 @@ def apply(patches: Patches) -> None:
 @contextmanager
 def of_batch() -> Iterator[list[Tensor]]:
     """The last product that is made inside, in this thread, if any."""
-    _here.found = []
+    outer = _here.found
+    # where both optimum's adapter and GPTQModel's look on, they see the same
+    _here.found = [] if outer is None else outer
     try:
         yield _here.found
     finally:
-        _here.found = None
+        _here.found = outer
 
 
 def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_batch(self: Any, inp: Tensor) -> Any:
         tokens, product, device = original(self, inp)
         if _here.found is not None and product is not None:
-            # a copy: the first one becomes the sum. One: two toolkits may have put this around the function
+            # a copy, as the first one becomes the sum; one, as both may have put this around the function
             _here.found[:] = [product.clone()]
         return tokens, product, device
 
