@@ -76,7 +76,8 @@ def measure(cells: list[Cell], worker: Worker, args: argparse.Namespace) -> None
             engine="gptqmodel", seqlen=CONTEXT, limit=args.limit, log=worker.log,
         )  # fmt: skip
     for cell, known, found in zip(cells, made, scores, strict=True):
-        (args.out / f"{cell.name}.json").write_text(json.dumps({**known, **found}, indent=2) + "\n")
+        record = {**known, **found, "tokens": cell.tokens, "scored_tokens": found["tokens"]}
+        (args.out / f"{cell.name}.json").write_text(json.dumps(record, indent=2) + "\n")
         print(f"{cell.name}: {found['divergence']:.4f}", flush=True)
 
 
