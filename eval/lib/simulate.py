@@ -110,7 +110,8 @@ class LayerQuantizer:
         if s.method == "reference":
             return reference.quantize(live, hessian, s.bits, s.group_size)
         magr = MagRConfig.parse(s.magr) or MagRConfig()
-        layer, rows = prepare(live, hessian, magr.resolve(s.bits, s.group_size))
+        layer, candidates = prepare(live, hessian, magr.resolve(s.bits, s.group_size))
+        rows = torch.cat(candidates)
         quantized, step = gptq_grid(rows, self._factor, s.bits, s.group_size, layer.factors)
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size

@@ -51,7 +51,9 @@ class Layer:
 
 
 @torch.no_grad()
-def prepare(weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = None) -> tuple[Layer, Tensor]:
+def prepare(
+    weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = None
+) -> tuple[Layer, list[Tensor]]:
     """Reduce a layer's weight for every candidate of the plan.
 
     Args:
@@ -59,8 +61,8 @@ def prepare(weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = N
         share: see `reduce_each`.
 
     Returns:
-        The layer, and the rows to round in its weight's place, [candidates·out, in] float32. The layer does
-        not hold the rows, so that their memory is free once the toolkit has overwritten them.
+        The layer, and what to round in its weight's place, of every candidate, [out, in] float32. The layer
+        does not hold those rows, so that their memory is free once the toolkit has overwritten them.
 
     Raises:
         ValueError: as `reduce`.
@@ -79,7 +81,7 @@ def prepare(weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = N
         largest=torch.stack([found.largest_after for found in reductions]),
         unimproved=max(found.unimproved for found in reductions),
     )
-    return layer, torch.cat([found.weight for found in reductions])
+    return layer, [found.weight for found in reductions]
 
 
 def apart(layer: Layer, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

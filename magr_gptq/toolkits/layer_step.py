@@ -22,7 +22,7 @@ from magr_gptq.rounding.layer import Layer, apart, prepare
 from magr_gptq.rounding.order import back_in_place, importance_order
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
-from magr_gptq.toolkits.memory import fits
+from magr_gptq.toolkits.memory import fits, goes_one_by_one
 
 # has the toolkit round rows, under their factors and by a Hessian, all of which it may overwrite
 RoundRows = Callable[[Tensor, Tensor, Tensor], Rounded]
@@ -98,11 +98,11 @@ class _Ready:
     shrinkage: float | None
     correction: float | None
 
-    def handed_over(self, layer: Layer, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def handed_over(self, layer: Layer, rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hessian, order = layer.coupling(self.given.hessian), self.order
         if order is not None:
             rows, hessian = rows[:, order], hessian[order][:, order]
-        return rows, layer.factors, hessian
+        return rows, factors, hessian
 
     def taken_back(self, rounded: Rounded) -> Rounded:
         return rounded if self.order is None else back_in_place(rounded, self.order)
@@ -189,9 +189,8 @@ def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
     given, layer, failed = ready.given, None, None
     if _fits([given]):
         try:
-            layer, *rows = prepare(given.weight, given.hessian, given.plan, given.share)
-            # the toolkit alone holds the rows, and can free them
-            rounded = round_rows(*ready.handed_over(layer, rows.pop()))
+            layer, rows = prepare(given.weight, given.hessian, given.plan, given.share)
+            rounded = _all_rounded(ready, layer, rows, round_rows)
             return ready.done(settle(layer, ready.taken_back(rounded)))
         except LAYER_ERRORS as error:
             # its traceback keeps what the toolkit has allocated
@@ -202,6 +201,21 @@ def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
         except LAYER_ERRORS as error:
             failed = error.with_traceback(None)
     return Aside(first_line(failed), given.hessian if layer is None else layer.hessian * layer.unit)
+
+
+def _all_rounded(ready: _Ready, layer: Layer, rows: list[Tensor], round_rows: RoundRows) -> Rounded:
+    """The toolkit alone holds what it rounds, and can free it."""
+    out, columns = layer.target.shape
+    if len(rows) == 1 or not goes_one_by_one(out, columns):
+        together = torch.cat(rows)
+        rows.clear()
+        return round_rows(*ready.handed_over(layer, together, layer.factors))
+    parts = []
+    for factors in torch.split(layer.factors, out):
+        parts.append(round_rows(*ready.handed_over(layer, rows.pop(0), factors)))
+        # which the toolkit may have overwritten
+        ready.given.hessian.copy_(layer.hessian * layer.unit)
+    return Rounded.joined(parts)
 
 
 def _fits(layers: Sequence[Given]) -> bool:
@@ -235,7 +249,8 @@ def _together(layers: Mapping[int, _Ready], round_all: RoundAll) -> dict[int, Do
         passes = []
         for number, one in layers.items():
             prepared[number], rows = prepare(one.given.weight, one.given.hessian, one.given.plan)
-            passes.append((number, *one.handed_over(prepared[number], rows)))
+            layer = prepared[number]
+            passes.append((number, *one.handed_over(layer, torch.cat(rows), layer.factors)))
         found = zip(layers.items(), round_all(passes), strict=True)
         return {n: one.done(settle(prepared[n], one.taken_back(rounded))) for (n, one), rounded in found}
     except LAYER_ERRORS:

@@ -14,6 +14,14 @@ import torch
 # what a toolkit allocates while it rounds, in float32 weights a candidate: 4.3 in GPTQModel's loop
 ROUNDING = 4.3
 MEMINFO = Path("/proc/meminfo")
+# such a layer's candidates are rounded one after another: a toolkit factors the Hessian for each, which takes
+# little of the time where there are many rows
+LARGE, TALL = 2**22, 2
+
+
+def goes_one_by_one(rows: int, columns: int) -> bool:
+    """Whether a layer [rows, columns] is so large and tall that its candidates are not rounded together."""
+    return rows * columns >= LARGE and rows >= TALL * columns
 
 
 def fits(shapes: Sequence[tuple[int, int]], candidates: int, device: torch.device) -> bool:
@@ -24,7 +32,8 @@ def fits(shapes: Sequence[tuple[int, int]], candidates: int, device: torch.devic
 
 def needed_bytes(rows: int, columns: int, candidates: int) -> float:
     """Of one layer while its candidates are rounded: those, the weight itself, and two Hessians more."""
-    return 4 * (rows * columns * (ROUNDING * candidates + 1) + 2 * columns**2)
+    at_once = 1 if goes_one_by_one(rows, columns) else candidates
+    return 4 * (rows * columns * (ROUNDING * at_once + candidates - at_once + 1) + 2 * columns**2)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from magr_gptq import MagRConfig
@@ -40,4 +41,5 @@ def prepared(
 ) -> Prepared:
     """The layer under these settings."""
     plan = (config or MagRConfig()).resolve(bits, group_size, order)
-    return Prepared(*prepare(weight, hessian, plan))
+    layer, rows = prepare(weight, hessian, plan)
+    return Prepared(layer, torch.cat(rows))

@@ -212,7 +212,7 @@ def test_the_default_takes_the_products_that_are_counted(group_size: int, fewer:
     with Products() as counted:
         layer, found = prepare(weight, hessian, plan)
         size = columns if group_size == -1 else group_size
-        groups = found.unflatten(1, (-1, size))
+        groups = torch.cat(found).unflatten(1, (-1, size))
         scale = groups.abs().amax(2) / 3.5
         codes = (groups / scale[..., None]).round().clamp(-4, 3)
         nearest = (codes * scale[..., None]).flatten(1)

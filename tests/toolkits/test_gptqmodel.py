@@ -34,6 +34,7 @@ from magr_gptq.app.quantizing import by_gptqmodel as engine
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report
 from magr_gptq.reduction.factorization import Factorization
+from magr_gptq.toolkits import memory
 from magr_gptq.toolkits.gptqmodel import adapter
 from magr_gptq.toolkits.gptqmodel import config as config_field
 from magr_gptq.toolkits.gptqmodel.rounding import Rounding
@@ -521,6 +522,26 @@ def test_the_toolkit_alone_holds_the_memory_of_the_rows_that_it_rounds(switched_
     monkeypatch.setattr(Quantizer, "quantize", look)
     run_layer(weight_of(16, 64), hessian_of(64), group_size=32, magr=True)
     assert len(handed) == 1
+
+
+@pytest.mark.parametrize("settings", [{"group_size": 32}, {"group_size": 32, "act_group_aware": True}, {}])
+def test_a_large_and_tall_layer_is_rounded_candidate_by_candidate(
+    settings: dict, switched_on, monkeypatch
+) -> None:
+    weight, hessian = weight_of(128, 64), hessian_of(64)
+    together = run_layer(weight, hessian, magr=True, **settings)
+    handed, real = [], Rounding.__call__
+
+    def hand_over(self, rows, factors, hessian):
+        handed.append(len(rows))
+        return real(self, rows, factors, hessian)
+
+    monkeypatch.setattr(Rounding, "__call__", hand_over)
+    monkeypatch.setattr(memory, "LARGE", 128 * 64)
+    apart = run_layer(weight, hessian, magr=True, **settings)
+    assert handed == 3 * [128]
+    for one, other in zip(apart[:4], together[:4], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def spoil(monkeypatch, method: str, spoilt) -> None:

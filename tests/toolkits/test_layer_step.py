@@ -150,7 +150,7 @@ def test_where_memory_would_end_candidates_go_one_by_one_from_the_start(monkeypa
         tall.append(len(rows))
         return to_nearest(rows, factors, hessian)
 
-    least = memory.needed_bytes(ROWS, COLUMNS, candidates=4)
+    least = memory.needed_bytes(ROWS, COLUMNS, candidates=3)
     monkeypatch.setattr(memory, "free_bytes", lambda _: least)
     quantize_layer(given(), look)
     assert tall == [4 * ROWS]
@@ -163,7 +163,7 @@ def test_where_memory_would_end_candidates_go_one_by_one_from_the_start(monkeypa
 
 
 def test_layers_that_do_not_fit_together_go_each_by_itself(monkeypatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda _: memory.needed_bytes(ROWS, COLUMNS, candidates=4))
+    monkeypatch.setattr(memory, "free_bytes", lambda _: memory.needed_bytes(ROWS, COLUMNS, candidates=3))
     together = []
 
     def round_all(passes) -> list[Rounded]:
