@@ -17,6 +17,9 @@ from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
+# rows are swept in chunks of this many elements: 16 MiB for each of a sweep's buffers
+CHUNK_ELEMENTS = 2**22
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -57,7 +60,9 @@ def settle(layer: Layer, rounded: Rounded) -> Settled:
     picked = choose(errors, layer.shrinkage)
     every = torch.arange(len(target), device=picked.device)
     signal = target @ hessian
-    best = finish(layer, rounded.rows(picked * len(target) + every), target, signal, hessian)
+    best = rounded.rows(picked * len(target) + every)
+    del rounded  # all candidates are too much to keep
+    best = finish(layer, best, target, signal, hessian)
     energy = float(torch.linalg.vecdot(signal, target).sum()) or 1.0
     error = float(squared_norm(target - best.weight, hessian).sum())
     if not math.isfinite(error):
@@ -96,20 +101,26 @@ def finish(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian:
         signal: the target times the Hessian, [out, in].
     """
     for _ in range(layer.plan.sweeps):
-        on_scales = _rescaled(layer, best, target, signal, hessian)
-        best = _swept(layer, on_scales, target, hessian)
-        if torch.equal(best.weight, on_scales.weight):
-            return best
+        best = _rescaled(layer, best, target, signal, hessian)
+        swept = _swept(layer, best, target, hessian)
+        if torch.equal(swept.weight, best.weight):
+            return swept
+        best = swept
     return _rescaled(layer, best, target, signal, hessian)
 
 
 def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
     group_of, lowest = best.group_of.long(), best.lowest
-    weight = coordinate_descent(
-        best.weight, target, hessian, best.scale[:, group_of], best.zero[:, group_of],
-        lowest=lowest, highest=lowest + 2**layer.plan.bits - 1, sweeps=1,
-    )  # fmt: skip
-    return replace(best, weight=weight)
+    count = max(1, CHUNK_ELEMENTS // target.shape[1])
+    chunks = zip(*(torch.split(x, count) for x in (best.weight, target, best.scale, best.zero)), strict=True)
+    found = [
+        coordinate_descent(
+            rows, wanted, hessian, scale[:, group_of], zero[:, group_of],
+            lowest=lowest, highest=lowest + 2**layer.plan.bits - 1, sweeps=1,
+        )
+        for rows, wanted, scale, zero in chunks
+    ]  # fmt: skip
+    return replace(best, weight=torch.cat(found))
 
 
 def _rescaled(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:

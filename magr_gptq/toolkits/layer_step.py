@@ -190,8 +190,7 @@ def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
     if _fits([given]):
         try:
             layer, rows = prepare(given.weight, given.hessian, given.plan, given.share)
-            rounded = _all_rounded(ready, layer, rows, round_rows)
-            return ready.done(settle(layer, ready.taken_back(rounded)))
+            return ready.done(settle(layer, _all_rounded(ready, layer, rows, round_rows)))
         except LAYER_ERRORS as error:
             # its traceback keeps what the toolkit has allocated
             failed = error.with_traceback(None)
@@ -209,10 +208,11 @@ def _all_rounded(ready: _Ready, layer: Layer, rows: list[Tensor], round_rows: Ro
     if len(rows) == 1 or not goes_one_by_one(out, columns):
         together = torch.cat(rows)
         rows.clear()
-        return round_rows(*ready.handed_over(layer, together, layer.factors))
+        return ready.taken_back(round_rows(*ready.handed_over(layer, together, layer.factors)))
     parts = []
     for factors in torch.split(layer.factors, out):
-        parts.append(round_rows(*ready.handed_over(layer, rows.pop(0), factors)))
+        rounded = round_rows(*ready.handed_over(layer, rows.pop(0), factors))
+        parts.append(ready.taken_back(rounded))
         # which the toolkit may have overwritten
         ready.given.hessian.copy_(layer.hessian * layer.unit)
     return Rounded.joined(parts)
