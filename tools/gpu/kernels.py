@@ -12,16 +12,16 @@ if "--dry" in sys.argv:
     # Triton reads it when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from torch import Tensor
 
-from magr_gptq.reduction.groups import group_count  # noqa: E402
-from magr_gptq.reduction.kernels import LONGEST  # noqa: E402
-from magr_gptq.reduction.kernels.fused import fused_update_  # noqa: E402
-from magr_gptq.reduction.kernels.plain import plain_update_  # noqa: E402
-from magr_gptq.rounding.kernels.fused import fused_sweep_block_  # noqa: E402
-from magr_gptq.rounding.kernels.plain import plain_sweep_block_  # noqa: E402
-from tools.gpu.part import Part, parse  # noqa: E402
+from magr_gptq.reduction.groups import group_count
+from magr_gptq.reduction.kernels import LONGEST
+from magr_gptq.reduction.kernels.fused import fused_update_
+from magr_gptq.reduction.kernels.plain import plain_update_
+from magr_gptq.rounding.kernels.fused import fused_sweep_block_
+from magr_gptq.rounding.kernels.plain import plain_sweep_block_
+from tools.gpu.part import Part, parse
 
 ROWS, COLUMNS, GROUPS = (1, 3, 32), (1, 127, 4096, 8192, 28672), (-1, 32, 128)
 DRY_ROWS, DRY_COLUMNS, DRY_GROUPS = (3,), (1, 48), (-1, 32)

@@ -48,7 +48,7 @@ def nearest(rows: Tensor, group_size: int) -> Rounded:
     """Rows rounded to symmetric grids over the largest magnitude of each group."""
     columns = rows.shape[1]
     size = columns if group_size == -1 else min(group_size, columns)
-    groups = rows.unflatten(1, (-1, size))
+    groups = rows.view(len(rows), -1, size)
     scale = groups.abs().amax(2) / -LOWEST
     codes = (groups / scale[..., None]).round_().clamp_(LOWEST, -LOWEST - 1)
     weight = codes.mul_(scale[..., None]).flatten(1)

@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+
+import torch
 
 from eval.lib.shapes import Input, inputs_of
 from eval.studies.solver.methods import STEPS, Problem, largest_eigenvalue, paper
@@ -46,7 +49,7 @@ def times(part: Part, made: Made) -> dict[str, Any]:
     layer, rows = prepare(made.weight, made.hessian, made.plan, lambda _: held)
     rounded = nearest(rows, made.plan.group_size)
     found["settle"] = part.seconds(lambda: settle(layer, rounded))
-    first = rounded.rows(slice(len(made.weight)))
+    first = rounded.rows(torch.arange(len(made.weight), device=part.device))
     scale, zero = (x[:, first.group_of] for x in (first.scale, first.zero))
     found["sweeps"] = part.seconds(
         lambda: coordinate_descent(
@@ -60,12 +63,13 @@ def times(part: Part, made: Made) -> dict[str, Any]:
 def paper_seconds(part: Part, made: Made) -> float:
     """Setup once, and 150 steps at the price of one of five."""
     problem = Problem(made.weight, made.hessian, BITS, largest_eigenvalue(made.hessian))
-    setup, some = (part.seconds(lambda steps=steps: paper(problem, steps)) for steps in (0, FEW))
+    setup, some = (part.seconds(partial(paper, problem, steps)) for steps in (0, FEW))
     return setup + STEPS / FEW * (some - setup)
 
 
 def main(part: Part) -> None:
-    """A line a shape and mode."""
+    """The shapes that a sum needs, then lines for each and its mode."""
+    part.write(shapes=[f"{rows} x {columns}" for rows, columns, *_ in shapes(part)])
     for rows, columns, layers, inputs in shapes(part):
         made = Made.of(rows, columns, part.device)
         for on in (False, True):

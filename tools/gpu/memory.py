@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from eval.studies.scaling.run import FLOAT, peak_bytes_cuda
 from magr_gptq import reduce
 from tools.gpu.layer import BITS, Made
@@ -19,9 +21,7 @@ def main(part: Part) -> None:
         for group_size in GROUPS:
             with part.case(shape=f"{rows} x {columns}", group_size=group_size) as found:
                 made = Made.of(rows, columns, part.device, group_size)
-                peak = part.peak(
-                    lambda made=made, g=group_size: reduce(made.weight, made.hessian, bits=BITS, group_size=g)
-                )
+                peak = part.peak(partial(reduce, made.weight, made.hessian, bits=BITS, group_size=group_size))
                 found |= {
                     "reduce": peak / size,
                     "predicted": peak_bytes_cuda(rows, columns) / size,

@@ -49,9 +49,7 @@ def quantize(part: Part, original: Path, bits: int, magr: bool, out: Path) -> di
     config = QuantizeConfig(
         bits=bits, group_size=GROUP_SIZE, offload_to_disk=False, magr=magr or None, **settings
     )
-    model = GPTQModel.load(
-        str(original), quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16
-    )
+    model = GPTQModel.load(str(original), quantize_config=config, backend=BACKEND.TORCH, dtype=torch.float16)
     count, length = (DRY_WINDOWS, DRY_LENGTH) if part.dry else (WINDOWS, LENGTH)
     rows = [
         {"input_ids": row, "attention_mask": [1] * length}

@@ -69,13 +69,15 @@ class Part:
             with torch.autograd.profiler.profile(profile_memory=True) as profile:
                 function()
             events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
-            sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+            sizes: Iterator[int] = (
+                event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())
+            )
             return max(itertools.accumulate(sizes))
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         function()
-        return torch.cuda.max_memory_allocated() - before
+        return int(torch.cuda.max_memory_allocated()) - before
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def unsigned(folder: Path, out: Path) -> Path:
 @torch.no_grad()
 def dequantized(folder: Path, original: str, rows: Tensor, device: str) -> Tensor:
     """Logits of the original model with the checkpoint's weights in float32."""
-    model = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
+    # transformers decorates what moves a model, and its types are lost
+    model: Any = AutoModelForCausalLM.from_pretrained(original, dtype=torch.float32)
     loaded = model.load_state_dict(tensors(str(folder)), strict=False)
     if loaded.unexpected_keys or set(loaded.missing_keys) - {"lm_head.weight"}:
         raise ValueError(f"{folder.name} has other tensors than {original}: {loaded}")

@@ -1,7 +1,7 @@
-"""Runs the parts of the kit one after another, and writes gpu.json, gpu.md and log.txt; see tools/gpu/run.sh.
+"""Runs the parts of the kit one after another, and writes gpu.json, gpu.md and logs; see tools/gpu/run.sh.
 
-Each part is a process with its own limit, so that a kernel that hangs, or a device that is left broken, costs no other
-part. What a part wrote before it failed counts.
+Each part is a process with its own limit, so that a kernel that hangs, or a device that is left broken, costs
+no other part. What a part wrote before it failed counts.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ QUIET = {
     "GPTQMODEL_DISABLE_PACK_EXT": "1",
     "TORCHDYNAMO_DISABLE": "1",
     "LOGBAR_ANIMATION": "0",
+    # compilers run next to what is timed
+    "MAX_JOBS": "12",
 }
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "GPTQMODEL_CPU_WORKERS": "2"}
 
@@ -116,16 +118,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """All parts; the record is written after each, so that a run that is cut off leaves what it had."""
     end = time.monotonic() + (DRY_LIMIT if args.dry else LIMIT)
     args.out.mkdir(parents=True, exist_ok=True)
-    log, record = args.out / "log.txt", {}
+    record: dict[str, Any] = {}
+    log = args.out / "log.txt"
     log.write_text("", encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        build = Running(BUILD, Path(folder), args.out / "build.txt", args)
+        work = Path(folder)
+        build = None if args.dry else Running(BUILD, work, args.out / "build.txt", args)
         for step in STEPS:
             if args.dry and step.backend in CUDA_ONLY:
                 continue
-            result = Running(step, Path(folder), log, args).result(min(DRY_LIMIT if args.dry else step.limit, end - time.monotonic()))
-            keep(record, step, result, args)
-        keep(record, BUILD, build.result(end - time.monotonic()), args)
+            limit = min(DRY_LIMIT if args.dry else step.limit, end - time.monotonic())
+            keep(record, step, Running(step, work, log, args).result(limit), args)
+        if build:
+            keep(record, BUILD, build.result(end - time.monotonic()), args)
     return record
 
 

@@ -46,7 +46,7 @@ def kernels(lines: list[Record]) -> Rows:
     rows = [["kernel", "cases", "right", "largest error, or share of other moves", "twin's"]]
     for name in dict.fromkeys(line["kernel"] for line in lines):
         some = [line for line in lines if line["kernel"] == name]
-        error = max(line.get("error", line.get("differ")) for line in some)
+        error = max(float(line["error"] if "error" in line else line["differ"]) for line in some)
         twin = max((line["twin_error"] for line in some if "twin_error" in line), default=None)
         right = sum(line["right"] for line in some)
         rows.append([name, str(len(some)), str(right), f"{error:.1e}", "" if twin is None else f"{twin:.1e}"])
@@ -83,15 +83,16 @@ def layers(lines: list[Record]) -> Rows:
         "30 sweeps": lambda x: x["layers"] * x["sweeps"],
         "the paper's 150 steps": lambda x: x["layers"] * x["paper"],
     }
-    shapes = {(x["shape"], x["tf32"]): dict(x) for x in lines}
-    for line in lines:  # of one shape the paper's time has a line of its own
-        shapes[line["shape"], line["tf32"]] |= line
+    needed, *measured = lines
+    found: dict[tuple[str, bool], Record] = {}
+    for line in measured:  # of one shape the paper's time has a line of its own
+        key = line["shape"], line["tf32"]
+        found[key] = found.get(key, {}) | line
     for name, seconds in parts.items():
         cells = []
         for on in (False, True):
-            some = [x for (_, tf32), x in shapes.items() if tf32 is on]
             try:
-                cells.append(f"{sum(seconds(x) for x in some):,.2f}")
+                cells.append(f"{sum(seconds(found[shape, on]) for shape in needed['shapes']):,.2f}")
             except KeyError:
                 cells.append("not measured")
         rows.append([name, *cells])
