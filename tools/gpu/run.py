@@ -20,6 +20,7 @@ from typing import Any
 
 from tools.gpu.table import table
 
+ROOT = Path(__file__).resolve().parents[2]
 # seconds; all parts together. A CPU that others use may take its time.
 LIMIT = 470
 DRY_LIMIT = 900
@@ -73,7 +74,9 @@ class Running:
         command = [sys.executable, "-m", f"tools.gpu.{step.module}", "--out", str(self._lines)]
         command += ["--work", str(work), "--backend", step.backend, *(["--dry"] if args.dry else [])]
         command += ["--models", *map(str, args.models)]
-        environment = {**os.environ, **QUIET, **(ON_CPU if args.dry else {})}
+        # parts run in the folder that they share, where toolkits may leave what they like
+        found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, **QUIET, **(ON_CPU if args.dry else {}), "PYTHONPATH": found}
         self._start = time.monotonic()
         with log.open("a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
