@@ -26,7 +26,8 @@ def copied_bytes(part: Part) -> float:
 
 def main(part: Part) -> None:
     """A line each."""
-    part.write(machine=machine(part.device))
+    with part.case() as found:
+        found["machine"] = machine(part.device)
     for on in (False, True):
         with part.case(rate="products", tf32=on) as found, tf32(on):
             found["flops"] = product_rate(part.device, 64 if part.dry else None)
