@@ -44,8 +44,12 @@ class Made:
         return settle(layer, nearest(rows, self.plan.group_size))
 
 
-def nearest(rows: Tensor, group_size: int) -> Rounded:
-    """Rows rounded to symmetric grids over the largest magnitude of each group."""
+def nearest(candidates: list[Tensor], group_size: int) -> Rounded:
+    """Every candidate's rows rounded to symmetric grids over the largest magnitude of each group."""
+    return Rounded.joined([_nearest(rows, group_size) for rows in candidates])
+
+
+def _nearest(rows: Tensor, group_size: int) -> Rounded:
     columns = rows.shape[1]
     size = columns if group_size == -1 else min(group_size, columns)
     groups = rows.view(len(rows), -1, size)
