@@ -62,13 +62,14 @@ SUITES: dict[str, list[Layer]] = {
 }
 
 
-def make(layer: Layer, seed: int) -> tuple[Tensor, Tensor]:
-    """Weight [rows, columns] and Hessian [columns, columns], float32, on the CPU."""
+def make(layer: Layer, seed: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Weight [rows, columns] and Hessian [columns, columns], float32; each device has numbers of its own."""
     if layer.condition is None:
-        return demo_layers()[layer.demo]
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(layer.rows, layer.columns, generator=generator) / layer.columns**0.5
-    weight[torch.rand(weight.shape, generator=generator) < 1e-3] *= 5
+        weight, hessian = demo_layers()[layer.demo]
+        return weight.to(device), hessian.to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    weight = torch.randn(layer.rows, layer.columns, generator=generator, device=device) / layer.columns**0.5
+    weight[torch.rand(weight.shape, generator=generator, device=device) < 1e-3] *= 5
     return weight, made_up_hessian(layer.columns, layer.condition, generator)
 
 
@@ -78,10 +79,11 @@ def made_up_hessian(columns: int, condition: float, generator: torch.Generator) 
     B is orthogonal, from two rounds of random signs and the discrete Hartley transform: as dense as a
     random basis, without a QR.
     """
-    spectrum = torch.arange(1, columns + 1, dtype=torch.float64)
+    device = generator.device
+    spectrum = torch.arange(1, columns + 1, dtype=torch.float64, device=device)
     spectrum **= -math.log(condition / DOMINANCE) / math.log(columns)
     spectrum[:DOMINANT] *= DOMINANCE
-    signs = torch.randint(0, 2, (2, columns), generator=generator, dtype=torch.float64) * 2 - 1
+    signs = torch.randint(0, 2, (2, columns), generator=generator, dtype=torch.float64, device=device) * 2 - 1
     basis = hartley(signs[1] * hartley(torch.diag(signs[0])))
     return (basis * spectrum @ basis.T).float()
 

@@ -71,9 +71,9 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def product_rate(device: str) -> float:
+def product_rate(device: str, size: int | None = None) -> float:
     """Measured flops a second of float32 matrix products with the process's settings; best of 3."""
-    size = 8192 if device == "cuda" else 2048
+    size = size or (8192 if device == "cuda" else 2048)
     a, b = torch.randn(2, size, size, device=device)
     torch.mm(a, b)
     return 2 * size**3 / min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(3))

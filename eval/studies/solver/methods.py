@@ -67,7 +67,11 @@ def largest_eigenvalue(hessian: Tensor) -> float:
 
 def paper(problem: Problem, steps: int) -> Tensor:
     """The paper's algorithm, as in `baselines.paper_magr` but with a fast λmax, which flatters it."""
-    scaled = problem.hessian / largest_eigenvalue(problem.hessian)
+    return paper_steps(problem, problem.hessian / largest_eigenvalue(problem.hessian), steps)
+
+
+def paper_steps(problem: Problem, scaled: Tensor, steps: int) -> Tensor:
+    """Its steps alone; scaled: the Hessian with λmax = 1."""
     penalty = Penalty(ALPHA, squared=False)
     rows = problem.weight
     for _ in range(steps):

@@ -1,0 +1,1 @@
+"""Measurements and checks on a GPU, in parts that fail alone; see `run`."""
