@@ -206,6 +206,13 @@ MUTATIONS = [
         "after_nan",
     ),
     Mutation(
+        "toolkits/gptqmodel/rounding.py",
+        "(*key(task, ordering), self._kind)",
+        "key(task, ordering)",
+        "gptqmodel",
+        "changed_otherwise",
+    ),
+    Mutation(
         "toolkits/gptqmodel/config.py",
         'meta_payload["magr"] =',
         'meta_payload["margin"] =',
