@@ -390,6 +390,13 @@ MUTATIONS = [
     Mutation("app/quantizing/progress.py", "self._logger.setLevel(self._level)", "pass", "progress"),
     Mutation("app/processes.py", "{last_words(self.log, start)}what", "what", "processes", "last_words"),
     Mutation("app/text.py", "if len(tokens) <= own:", "if len(tokens) < own:", "text"),
+    Mutation(
+        "../magr_score/zero_shot.py",
+        'softmax_dtype="float32"',
+        "softmax_dtype=None",
+        "compare_zero_shot",
+        "summed_in_32",
+    ),
     # kernels
     Mutation("reduction/kernels/__init__.py", "size <= LONGEST and", "", "kernels"),
     Mutation("reduction/kernels/fusing.py", "matrix.dtype == torch.float32", "True", "kernels"),

@@ -56,35 +56,27 @@ def peak(rows: int, columns: int, group_size: int, aware: bool, magr: dict[str, 
         task.quantizer.configure(perchannel=True)
         task.H, task.nsamples = hessian, 4096
         del hessian
-        held = 0
-        if halves:
-            task.magr_pairs = pairs(rows, columns, stream="stream" in halves)
-            held = sum(size(half) for half in task.magr_pairs.halves)
+        # what was there before the profile is not seen to go
         with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            if halves:
+                task.magr_pairs = pairs(rows, columns, stream="stream" in halves)
             task.quantize()
     events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
-    return max(itertools.accumulate(sizes, initial=held)) / (4 * rows * columns)
+    return max(itertools.accumulate(sizes)) / (4 * rows * columns)
 
 
 def pairs(rows: int, columns: int, stream: bool) -> Any:
-    """The sums over a few tokens in two documents, in which the chains are a little apart."""
+    """The sums over a few tokens of three documents, in which the chains are a little apart."""
     import torch
 
-    from magr_gptq.toolkits.undamaged import Pairs
+    from magr_gptq.toolkits.pairs import Pairs
 
     found = Pairs()
     for number in range(3):
-        undamaged = torch.randn(64, columns)
-        document = [undamaged, undamaged + 0.1 * torch.randn(64, columns)]
-        found.add(number, [*document, 0.1 * torch.randn(64, rows)] if stream else document)
+        lacking = torch.randn(64, rows if stream else columns)
+        found.add(number, torch.randn(64, columns), 0.1 * lacking, of_output=stream)
     return found
-
-
-def size(half: Any) -> int:
-    """Of what a half holds, in bytes."""
-    held = (half.gram, half.cross, half.stream)
-    return sum(matrix.nbytes for matrix in held if matrix is not None)
 
 
 def main() -> None:
