@@ -206,6 +206,13 @@ MUTATIONS = [
         "after_nan",
     ),
     Mutation(
+        "toolkits/gptqmodel/rounding.py",
+        "(*key(task, ordering), self._kind)",
+        "key(task, ordering)",
+        "gptqmodel",
+        "changed_otherwise",
+    ),
+    Mutation(
         "toolkits/gptqmodel/config.py",
         'meta_payload["magr"] =',
         'meta_payload["margin"] =',
@@ -269,6 +276,25 @@ MUTATIONS = [
         "faults",
         "optimum and LinAlgError",
     ),
+    # public reports
+    Mutation(
+        "toolkits/gptqmodel/adapter.py",
+        "return weight, best.scale, best.zero",
+        "return weight, best.scale * 3, best.zero",
+        "public_reports",
+        "904 or 912",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/adapter.py",
+        "return magr.with_beta(1.0) if task.qcfg.mse else magr",
+        "return magr",
+        "public_reports",
+        "825",
+    ),
+    Mutation("reduction/arguments.py", "if not value.isfinite():", "if False:", "public_reports", "36822"),
+    Mutation(
+        "app/text.py", "for _ in range(count)]", "for _ in range(count - 1)]", "public_reports", "Olive"
+    ),
     # engines
     Mutation(
         "app/quantizing/by_gptqmodel.py",
@@ -314,6 +340,63 @@ MUTATIONS = [
         "from_the_hub",
     ),
     Mutation("app/quantizing/child.py", "if tokens < least:", "if False:", "reliability", "would_leave_out"),
+    Mutation(
+        "app/checks.py",
+        'if config.get("auto_map") and not trust_remote_code:',
+        "if False:",
+        "checks",
+        "bad_input_model",
+    ),
+    Mutation(
+        "app/checks.py",
+        "except (SafetensorError, OSError) as error:",
+        "except KeyError as error:",
+        "checks",
+        "bad_input_model",
+    ),
+    Mutation(
+        "app/checks.py",
+        "if any(name.endswith(QUANTIZED_TENSORS) for name in names):",
+        "if False:",
+        "checks",
+        "bad_input_model",
+    ),
+    Mutation("app/checks.py", "set(_weight_map(folder)) - names", "set()", "checks", "bad_input_model"),
+    Mutation("app/inputs.py", "if largest >= size:", "if largest > size:", "checks", "another_model"),
+    Mutation(
+        "app/inputs.py",
+        'missing = sorted(loaded[1]["missing_keys"])',
+        "missing = []",
+        "checks",
+        "bad_input_weights",
+    ),
+    Mutation(
+        "app/inputs.py",
+        "ignore_patterns=[*UNUSED_FILES, *pickles, *code]",
+        "ignore_patterns=[*UNUSED_FILES, *pickles]",
+        "checks",
+        "even_downloaded",
+    ),
+    Mutation("app/quantizing/space.py", "if free < wanted:", "if False:", "checks", "disk_that_is_too_small"),
+    Mutation(
+        "app/quantizing/output.py",
+        "except OSError as error:\n        raise PublishError(",
+        "except KeyError as error:\n        raise PublishError(",
+        "output",
+    ),
+    Mutation(
+        "app/quantizing/savable.py", "except Exception as error:", "except KeyError as error:", "savable"
+    ),
+    Mutation("app/quantizing/progress.py", "self._logger.setLevel(self._level)", "pass", "progress"),
+    Mutation("app/processes.py", "{last_words(self.log, start)}what", "what", "processes", "last_words"),
+    Mutation("app/text.py", "if len(tokens) <= own:", "if len(tokens) < own:", "text"),
+    Mutation(
+        "../magr_score/zero_shot.py",
+        'softmax_dtype="float32"',
+        "softmax_dtype=None",
+        "compare_zero_shot",
+        "summed_in_32",
+    ),
     # kernels
     Mutation("reduction/kernels/__init__.py", "size <= LONGEST and", "", "kernels"),
     Mutation("reduction/kernels/fusing.py", "matrix.dtype == torch.float32", "True", "kernels"),

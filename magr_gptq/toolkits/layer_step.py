@@ -46,7 +46,7 @@ class Given:
     in_order: whether the toolkit rounds columns as they come, in groups of consecutive ones.
     share: see `reduce_each`.
     halves: of the calibration documents, what both chains add up to; None where a toolkit could not give it,
-        so that the layer's own output is the target.
+        so that the layer's own output is the target. The list is emptied once the target is found.
     """
 
     weight: Tensor
@@ -55,7 +55,7 @@ class Given:
     tokens: int | None = None
     in_order: bool = False
     share: Share | None = None
-    halves: Sequence[Half] | None = None
+    halves: list[Half] | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,8 @@ def _regularised(given: Given) -> _Ready:
         share = float(rho)
     if plan.aims_at_model and given.halves:
         target = _target(given.weight, given.halves)
+        # frames above name them, too: their memory is for the toolkit, which rounds next
+        given.halves.clear()
         given, correction = replace(given, weight=target.weight, halves=None), target.strength
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +24,13 @@ def call(*arguments: object) -> tuple[int, str]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
+
+
+def call_alone(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as users run it, where no toolkit has patched transformers."""
+    code = "from magr_gptq.app.cli.app import app; app()"
+    given = [str(argument) for argument in arguments]
+    return subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, check=False)
 
 
 def quantize(model: object, *more: object, out: str = "out", text: str = "prose.txt") -> tuple[int, str]:

@@ -168,6 +168,24 @@ def test_layers_with_one_input_share_one_factorization(
     assert all(torch.equal(tensor, apart[name]) for name, tensor in together.items())
 
 
+def test_a_layer_never_takes_the_toolkits_factor_of_a_hessian_that_was_changed_otherwise(
+    tiny, switched_on
+) -> None:
+    def codes(magr: object, **dynamic: object) -> dict[str, torch.Tensor]:
+        overrides = {rf"+:.*{name}": {"magr": setting} for name, setting in dynamic.items()}
+        model = quantize(tiny["llama"], bits=2, group_size=32, magr=magr, dynamic=overrides or None)
+        state = model.model.state_dict()
+        return {name: state[f"model.layers.0.self_attn.{name}.qweight"] for name in ("q_proj", "k_proj")}
+
+    shrunk, unshrunk = True, {"shrink": False}
+    together, apart = codes(shrunk), codes(unshrunk)
+    assert not any(torch.equal(together[name], apart[name]) for name in together)
+    # q, k and v have one input, and so one Hessian
+    mixed = codes(shrunk, k_proj=unshrunk)
+    assert torch.equal(mixed["q_proj"], together["q_proj"])
+    assert torch.equal(mixed["k_proj"], apart["k_proj"])
+
+
 def test_a_mixtures_experts_keep_no_factorization_for_each_other(tmp_path, switched_on, factorized) -> None:
     # no Mixtral: GPTQModel rewrites an architecture's experts for the whole process
     folder = save_tiny(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from problems import hessian_of, weight_of
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from magr_gptq import MagRConfig
 from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
+from magr_gptq.reduction.target import Half
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step, memory
 from magr_gptq.toolkits.layer_step import Aside, Done, Given, quantize_layer, quantize_together
@@ -67,6 +70,20 @@ def test_a_layer_is_done_in_its_own_order_of_columns() -> None:
     torch.testing.assert_close(codes, codes.round(), atol=1e-3, rtol=0)
     plain = to_nearest(given().weight.clone(), torch.ones(ROWS, 1), torch.zeros(COLUMNS, COLUMNS))
     assert loss(one, found.weight) < 0.7 * loss(one, plain.weight)
+
+
+def test_the_sums_of_both_chains_are_gone_when_the_toolkit_rounds() -> None:
+    draw = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(100, COLUMNS, generator=draw) for _ in range(4)]
+    halves = [Half.of(tokens[0], tokens[1]), Half.of(tokens[2], tokens[3])]
+    sums = [weakref.ref(half.gram) for half in halves]
+    one = given(halves=halves)
+
+    def look(*passed: Tensor) -> Rounded:
+        assert not any(held() is not None for held in sums)
+        return to_nearest(*passed)
+
+    assert isinstance(quantize_layer(one, look), Done)
 
 
 def test_what_is_rounded_is_most_important_first_and_groups_stay_whole() -> None:

@@ -25,9 +25,13 @@ from gptqmodel_runs import load, quantize
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor_runs import quantize as compress
 from llmcompressor_runs import scheme
-from optimum_runs import quantize_by_transformers
+from optimum.gptq import GPTQQuantizer
+from optimum_runs import quantize_by_optimum, quantize_by_transformers
 from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
+from magr_gptq.app.text import random_windows
+from magr_gptq.errors import InputError
 from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
 from magr_gptq.toolkits.report import RunReport
 
@@ -56,6 +60,64 @@ def shards_are_saved(model: str) -> None:
     quantized.save("shards", max_shard_size="100KB")
     assert len(list(Path("shards").glob("*.safetensors"))) > 1
     assert torch.equal(logits(loaded("shards")), logits(loaded("whole")))
+
+
+def near_the_original(shape: str, **settings: Any) -> RunReport:
+    """With 8 bits what is saved is every layer's own weight, to a tenth of its norm."""
+    folder = str(save_tiny_model(shape, Path(shape)))
+    quantized = quantize(folder, bits=8, magr=True, **settings)
+    report = report_of(quantized)
+    assert len(report.reduced) == len(report.layers)
+    quantized.save("out")
+    original, packed = AutoModelForCausalLM.from_pretrained(folder), loaded("out").model.named_modules()
+    read = {
+        name: module.dequantize_weight().T for name, module in packed if hasattr(module, "dequantize_weight")
+    }
+    assert set(read) == {layer.name for layer in report.layers}
+    for name, weight in read.items():
+        layer = original.get_submodule(name)
+        expected = (layer.weight.T if isinstance(layer, Conv1D) else layer.weight).float()
+        assert (weight - expected).norm() < 0.1 * expected.norm(), name
+    return report
+
+
+def skipped_blocks(_: str) -> None:
+    report = near_the_original("two-blocks", group_size=32, dynamic={r"-:.*layers\.1\..*": {}})
+    assert {layer.name.split(".")[2] for layer in report.layers} == {"0"}
+    assert not [
+        name for name in load_file("out/model.safetensors") if "layers.1" in name and "qweight" in name
+    ]
+
+
+def transposed_weights(_: str) -> None:
+    near_the_original("gpt2", group_size=32)
+
+
+def one_group_a_row(_: str) -> None:
+    near_the_original("llama", group_size=-1)
+
+
+def static_groups_in_the_order_of_importance(_: str) -> None:
+    near_the_original("llama", group_size=32, static_groups=True, desc_act=True)
+
+
+def searched_steps(model: str) -> None:
+    quantized = quantize(model, bits=3, group_size=32, mse=2.4, magr=True)
+    # MagR leaves the choice of steps to the search
+    assert [layer.beta for layer in report_of(quantized).reduced] == [1.0] * LAYERS
+    quantized.save("out")
+    assert json.loads(Path("out", "quantize_config.json").read_text())["meta"]["mse"] == 2.4
+
+
+def an_order_within_uneven_groups(_: str) -> None:
+    near_the_original("tail", group_size=128, act_group_aware=True)
+
+
+def scales_that_are_positive(model: str) -> None:
+    quantize(model, bits=3, group_size=32, magr={"mirror": False}).save("out")
+    scales = [t for name, t in load_file("out/model.safetensors").items() if name.endswith(".scales")]
+    assert len(scales) == LAYERS
+    assert all((scale > 0).all() for scale in scales)
 
 
 def mixture() -> str:
@@ -173,6 +235,74 @@ def scales_of_starved_experts(_: str) -> None:
     assert {name for name in told if not is_starved(name)} == set()
 
 
+def overflows(_: str) -> None:
+    """What enters down_proj is beyond 65,504."""
+
+    def amplify(model: Any) -> None:
+        for name, weight in model.named_parameters():
+            if "gate_proj" in name or "up_proj" in name:
+                weight.data.mul_(3e3)
+
+    folder = save_tiny(
+        "llama", Path("amplified"), amplify, hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    modifier = MagRGPTQModifier(config_groups=scheme(4, 32), ignore=["lm_head"])
+    compress([modifier], AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16))
+    (told,) = modifier.magr_report.skipped
+    assert told.name.endswith("down_proj")
+    assert "NaN or infinity" in told.skipped
+    assert len(modifier.magr_report.reduced) == LAYERS - 1
+
+
+def tied_embeddings(_: str) -> None:
+    folder = save_tiny(
+        "llama", Path("tied"), hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    compress([MagRGPTQModifier(config_groups=scheme(4, 32), ignore=["lm_head"])], str(folder), "out")
+    assert "lm_head.weight" not in load_file("out/model.safetensors")
+    again = AutoModelForCausalLM.from_pretrained("out")
+    assert torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+
+
+def experts_have_names_of_their_own(_: str) -> None:
+    modifier = MagRGPTQModifier(config_groups=scheme(4, 32), ignore=["lm_head", "re:.*mlp.gate$"])
+    compress([modifier], mixture(), "out")
+    packed = {name for name in load_file("out/model.safetensors") if name.endswith("weight_packed")}
+    assert {name for name in packed if "gate_up" in name} == set()
+    assert len({name for name in packed if ".experts." in name}) == 4 * 3
+    assert {layer.name for layer in modifier.magr_report.layers} == {
+        name.removesuffix(".weight_packed") for name in packed
+    }
+
+
+def both_ways_of_saving(model: str) -> None:
+    quantize_by_optimum(model, Path("out"), bits=4, group_size=32, magr=True)
+    assert torch.equal(logits(loaded("out")), logits(loaded("out-pretrained")))
+
+
+def windows_as_many_as_asked(_: str) -> None:
+    windows = random_windows(range(100), 128, 64, seed=0)
+    assert {len(window) for window in windows} == {64}
+    assert len(windows) == 128
+    with pytest.raises(InputError, match="has 64 tokens, too few for one window of 64"):
+        random_windows(range(64), 1, 64, seed=0)
+
+
+def rows_with_masks(model: str) -> None:
+    lengths = (16, 40, 64)
+    rows = [
+        {"input_ids": [row[:length].tolist()], "attention_mask": [[1] * length]}
+        for row, length in zip(calibration_rows(3), lengths, strict=True)
+    ]
+    quantizer = GPTQQuantizer(bits=4, group_size=32, dataset=rows, magr=True)
+    quantized = quantizer.quantize_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float16))
+    layers = report_of(quantized).layers
+    assert len(layers) == LAYERS
+    assert {layer.tokens for layer in layers} == {sum(lengths)}
+
+
 class Report(NamedTuple):
     """threads: where it was told of. what: happened there. holds: asserts what we do, on a tiny model."""
 
@@ -212,6 +342,33 @@ REPORTS = [
         "llm-compressor #2952", "154 of 154 layers were rounded to nearest, unnoticed", all_rounded_to_nearest
     ),
     Report("llm-compressor #2826", "experts without a token got scales of NaN", scales_of_starved_experts),
+    Report("GPTQModel #912", "GPT-2's weights, which lie transposed, were not turned", transposed_weights),
+    Report("GPTQModel #1294", "with one group a row weights of zero were saved", one_group_a_row),
+    Report(
+        "neural-compressor #1614",
+        "static groups in the order of importance lost their scales",
+        static_groups_in_the_order_of_importance,
+    ),
+    Report("GPTQModel PR #825", "the search for steps could not be asked for", searched_steps),
+    Report(
+        "GPTQModel #2761",
+        "an order within groups met rows that groups don't divide",
+        an_order_within_uneven_groups,
+    ),
+    Report("GPTQModel #904", "blocks that were to be skipped were saved as zeros", skipped_blocks),
+    Report(
+        "Olive PR #2609", "calibration ran on fewer windows than asked, unnoticed", windows_as_many_as_asked
+    ),
+    Report("vLLM #48905", "negative scales were read as unsigned", scales_that_are_positive),
+    Report("transformers #36822", "what enters a layer overflowed in float16", overflows),
+    Report("llm-compressor PR #2798", "tied embeddings were saved twice", tied_embeddings),
+    Report(
+        "llm-compressor #2430, #2939",
+        "experts in one weight were not matched, or saved under names that nobody reads",
+        experts_have_names_of_their_own,
+    ),
+    Report("optimum PR #1216", "a model was saved in a way that read as gibberish", both_ways_of_saving),
+    Report("AutoGPTQ #697", "masks could not be handed over with one's own texts", rows_with_masks),
 ]
 
 

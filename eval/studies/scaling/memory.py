@@ -3,7 +3,9 @@
     python -m eval.studies.scaling.memory --rows 8192 --columns 1024
 
 Every cell is a process of its own, on the CPU in one thread. What counts is what torch allocates at the
-peak, in addition to the float32 weight and Hessian that are there at the start, in weights.
+peak, in addition to the float32 weight and Hessian that are there at the start, in weights. For the last rows
+the sums over the inputs of both chains are there at the start, too, and count; those of a layer that writes
+into the residual stream are larger.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ import subprocess
 import sys
 from typing import Any
 
-SETTINGS = {"plain": None, "MagR, reorder=False": {"reorder": False}, "MagR": {}}
+SETTINGS = {
+    "plain": None,
+    "MagR, reorder=False": {"reorder": False},
+    "MagR": {},
+    "MagR, with the inputs of both chains": {"halves": "inputs"},
+    "MagR, of a layer that writes into the stream": {"halves": "inputs and stream"},
+}
 # group size, and whether the toolkit rounds columns in an order of its own, as it does by default
 GROUPS = {"128": (128, False), "128, act_group_aware": (128, True), "per channel": (-1, False)}
 
@@ -34,6 +42,7 @@ def peak(rows: int, columns: int, group_size: int, aware: bool, magr: dict[str, 
     hessian = torch.eye(columns).addr_(ramp, ramp)
     with magr_gptq.enabled("gptqmodel"):
         # iterations and sweeps change no peak
+        halves = (magr or {}).pop("halves", None)
         settings = None if magr is None else {"iterations": 2, "refine": 1, **magr}
         config = QuantizeConfig(
             bits=3,
@@ -47,11 +56,27 @@ def peak(rows: int, columns: int, group_size: int, aware: bool, magr: dict[str, 
         task.quantizer.configure(perchannel=True)
         task.H, task.nsamples = hessian, 4096
         del hessian
+        # what was there before the profile is not seen to go
         with torch.autograd.profiler.profile(profile_memory=True) as profile:
+            if halves:
+                task.magr_pairs = pairs(rows, columns, stream="stream" in halves)
             task.quantize()
     events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
     sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
     return max(itertools.accumulate(sizes)) / (4 * rows * columns)
+
+
+def pairs(rows: int, columns: int, stream: bool) -> Any:
+    """The sums over a few tokens of three documents, in which the chains are a little apart."""
+    import torch
+
+    from magr_gptq.toolkits.pairs import Pairs
+
+    found = Pairs()
+    for number in range(3):
+        lacking = torch.randn(64, rows if stream else columns)
+        found.add(number, torch.randn(64, columns), 0.1 * lacking, of_output=stream)
+    return found
 
 
 def main() -> None:
