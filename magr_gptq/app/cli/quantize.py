@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from magr_gptq.app.cli.options import (
     AllowPickle,
+    CalibrationText,
     Cut,
     PositiveScales,
     Samples,
@@ -71,13 +72,7 @@ class Preset(str, Enum):
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
-            show_default=False,
-        ),
-    ],
+    calibration: CalibrationText,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
