@@ -1,4 +1,4 @@
-"""The mathematics of tuning: gradients against finite differences in float64, rounding, schedule, stopping."""
+"""The mathematics of tuning: gradients against finite differences in float64, rounding, stopping."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from magr_gptq.app.tuning.state import state_file
 from magr_gptq.app.tuning.worker import run
 from magr_gptq.errors import InputError
 
-LOG, RECORD = "tune.log", "tune.json"
+LOG, RECORD, CARD = "tune.log", "tune.json", "README.md"
 
 
 def tune(
@@ -74,6 +74,9 @@ def perform(job: TuneJob) -> Tuned:
         except (InputError, KeyboardInterrupt):
             log.unlink(missing_ok=True)
             raise
+        if (folder / CARD).is_file():
+            with (folder / CARD).open("a", encoding="utf-8") as card:
+                card.write(f"\n## Tuned\n\nBy `magr-gptq tune`, with the codes as they were: {tuned.says}.\n")
         (folder / RECORD).write_text(json.dumps({"job": asdict(job), **asdict(tuned)}, indent=1) + "\n")
         log.rename(folder / LOG)
     state.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from magr_score.packed import COMPRESSED, GPTQ, Grid, compressed_grid, gptq_grid
 
 FORMATS = ("gptq", "gptq_v2")
 BITS = (2, 3, 4, 8)
-GPTQ_KEYS = {"gptq": GPTQ, "compressed-tensors": COMPRESSED}
+PARTS = {"gptq": GPTQ, "compressed-tensors": COMPRESSED}
 # of a layer's tensors, the packed codes and the scales
 CODES = {"gptq": "qweight", "compressed-tensors": "weight_packed"}
 SCALES = {"gptq": "scales", "compressed-tensors": "weight_scale"}
@@ -51,7 +51,7 @@ class Checkpoint:
 
     def grid(self, layer: str) -> Grid:
         """A layer's codes, scales and groups; InputError where they can't be read."""
-        names = {key: f"{layer}.{key}" for key in GPTQ_KEYS[self.method] if f"{layer}.{key}" in self.kept}
+        names = {key: f"{layer}.{key}" for key in PARTS[self.method] if f"{layer}.{key}" in self.kept}
         part = {key: self.tensor(name) for key, name in names.items()}
         if self.method == "compressed-tensors":
             return compressed_grid(part, self.quantization)
@@ -68,7 +68,7 @@ class Checkpoint:
 
     def others(self) -> list[str]:
         """The names of the tensors that are of no packed layer, and of biases."""
-        packed = {f"{layer}.{key}" for layer in self.layers for key in GPTQ_KEYS[self.method]}
+        packed = {f"{layer}.{key}" for layer in self.layers for key in PARTS[self.method]}
         return [name for name in self.kept if name not in packed]
 
 
@@ -148,7 +148,7 @@ def _check_compressed(folder: Path, found: dict[str, Any]) -> None:
 def _check_parts(checkpoint: Checkpoint) -> None:
     optional = ("weight_zero_point", "weight_g_idx")
     for layer in checkpoint.layers:
-        for key in GPTQ_KEYS[checkpoint.method]:
+        for key in PARTS[checkpoint.method]:
             if key not in optional and f"{layer}.{key}" not in checkpoint.kept:
                 raise InputError(
                     f"{checkpoint.folder} has no tensor {layer}.{key}; copy or download it again"

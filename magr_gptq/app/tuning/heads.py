@@ -55,4 +55,12 @@ class _Given(nn.Module):
     hidden: Tensor
 
     def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+        return _Output(last_hidden_state=self.hidden)  # type: ignore[arg-type]
+
+
+class _Output(BaseModelOutputWithPast):
+    """What else a class looks for in its decoder's output, such as attentions, is absent."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)

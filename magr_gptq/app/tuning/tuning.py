@@ -72,7 +72,7 @@ class Pupil:
             found = divergence(self.original(wanted[None]), self.head(own[None]))
             if backward:
                 found.backward()  # type: ignore[no-untyped-call]
-            total += float(found)
+            total += float(found.detach())
         if backward:
             hidden.backward(leaf.grad)
         return total

@@ -11,7 +11,10 @@ from rich.progress import Progress, TaskID
 
 from magr_gptq.app.console import show_event, show_line
 from magr_gptq.app.processes import Child
+from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.tuning.job import Tuned, TuneJob
+
+STATE = ".magr-tune"
 
 
 def run(job: TuneJob, log: Path, bars: Progress, bar: TaskID) -> Tuned:
@@ -22,6 +25,18 @@ def run(job: TuneJob, log: Path, bars: Progress, bar: TaskID) -> Tuned:
     """
     with Child(["-m", "magr_gptq.app.tuning.child"], log) as child:
         return Tuned(**child.ask(asdict(job), partial(show_tuning, bars, bar)))
+
+
+def tune_in_place(job: Job, log: Path, bars: Progress, bar: TaskID) -> Tuned:
+    """Tune what a quantization saved, towards the model and on the windows that it was made from."""
+    state = Path(job.out, STATE)
+    asked = TuneJob(
+        checkpoint=job.out, original=job.model, out=job.out, state=str(state), calibration=job.calibration,
+        samples=job.samples, seqlen=job.seqlen, seed=job.seed, cut=job.cut,
+    )  # fmt: skip
+    tuned = run(asked, log, bars, bar)
+    state.unlink(missing_ok=True)
+    return tuned
 
 
 def show_tuning(bars: Progress, bar: TaskID, event: dict[str, Any]) -> None:
