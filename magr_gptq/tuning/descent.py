@@ -9,7 +9,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 # of a number's own magnitude, the largest step; measured in eval/studies/tune
-RATE = 5e-3
+RATE = 3e-3
 # gradients of hundreds of steps ago say little about a hundred steps in all
 BETAS = (0.9, 0.95)
 

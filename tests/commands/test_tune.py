@@ -34,7 +34,10 @@ pytestmark = pytest.mark.long
 GRIDS = {
     "2 bits in groups": {"bits": 2, "group_size": 32},
     "3 bits a row, asymmetric, v2": {"bits": 3, "group_size": -1, "sym": False, "form": "gptq_v2"},
-    "4 bits, asymmetric, v1, in an order": {"bits": 4, "group_size": 32, "sym": False, "desc_act": True},
+    "4 bits, asymmetric, v1": {"bits": 4, "group_size": 32, "sym": False},
+    "4 bits, asymmetric, v2, in an order": {
+        "bits": 4, "group_size": 32, "sym": False, "desc_act": True, "form": "gptq_v2"
+    },
     "8 bits": {"bits": 8, "group_size": 64},
     "compressed-tensors": {"bits": 4, "group_size": 32, "sym": False, "form": "compressed"},
 }
@@ -105,7 +108,7 @@ def test_scales_and_norms_are_nearer_and_every_code_stays(grid: dict, model: Pat
     ("name", "engine"),
     [
         ("2 bits in groups", "gptqmodel"),
-        ("4 bits, asymmetric, v1, in an order", "gptqmodel"),
+        ("4 bits, asymmetric, v2, in an order", "gptqmodel"),
         ("compressed-tensors", "transformers"),
     ],
 )
