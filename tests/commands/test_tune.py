@@ -23,6 +23,7 @@ from magr_gptq.app.quantizing.output import leftovers
 from magr_gptq.app.scoring import verify
 from magr_gptq.app.tuning import state as state_module
 from magr_gptq.app.tuning import tuning
+from magr_gptq.app.tuning.checkpoint import read_checkpoint
 from magr_gptq.app.tuning.child import perform
 from magr_gptq.app.tuning.job import Tuned, TuneJob
 from magr_gptq.app.tuning.windows import draw_windows, free_starts
@@ -36,7 +37,11 @@ GRIDS = {
     "3 bits a row, asymmetric, v2": {"bits": 3, "group_size": -1, "sym": False, "form": "gptq_v2"},
     "4 bits, asymmetric, v1": {"bits": 4, "group_size": 32, "sym": False},
     "4 bits, asymmetric, v2, in an order": {
-        "bits": 4, "group_size": 32, "sym": False, "desc_act": True, "form": "gptq_v2"
+        "bits": 4,
+        "group_size": 32,
+        "sym": False,
+        "desc_act": True,
+        "form": "gptq_v2",
     },
     "8 bits": {"bits": 8, "group_size": 64},
     "compressed-tensors": {"bits": 4, "group_size": 32, "sym": False, "form": "compressed"},
@@ -351,3 +356,11 @@ def test_quantize_refuses_to_tune_what_it_would_not_load(option: str, model: Pat
     code, output = quantize(model, "--tune", option)
     assert code == 2
     assert "--tune runs no code of a model and loads no pickles" in output
+
+
+def test_a_single_file_may_have_any_name(model: Path, tmp_path) -> None:
+    checkpoint = write_checkpoint(model, tmp_path / "checkpoint", bits=4, group_size=32)
+    layers = read_checkpoint(checkpoint).layers
+    (checkpoint / "model.safetensors").rename(checkpoint / "gptq_model-4bit-32g.safetensors")
+    assert read_checkpoint(checkpoint).layers == layers
+    assert len(layers) == 14

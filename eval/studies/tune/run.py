@@ -23,7 +23,7 @@ from eval.studies.quality.run import GRIDS, Cell
 from magr_gptq.app.processes import Child
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import diverge
+from magr_gptq.app.scoring import diverge_all
 from magr_gptq.app.tuning.job import TuneJob
 
 METHOD = "default"
@@ -44,14 +44,12 @@ def measure(cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         found = child.ask(asdict(asked), lambda _: None)
     processor = processor_seconds() - before
 
-    def score(folder: Path) -> dict[str, Any]:
-        return diverge(
-            str(args.model.resolve()), str(folder), args.evaluation.resolve(), engine="gptqmodel",
-            seqlen=args.seqlen, limit=args.limit, log=log,
-        )  # fmt: skip
-
+    scores = diverge_all(
+        str(args.model.resolve()), [str(given), str(tuned)], args.evaluation.resolve(), engine="gptqmodel",
+        seqlen=args.seqlen, limit=args.limit, log=log,
+    )  # fmt: skip
     return {
-        **asdict(cell), "before": score(given), "after": score(tuned), "tuned": found,
+        **asdict(cell), "before": scores[0], "after": scores[1], "tuned": found,
         "tune_processor_seconds": round(processor, 1), "quantize_processor_seconds": seconds,
     }  # fmt: skip
 

@@ -80,7 +80,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     folder = path.expanduser().absolute()
     quantization = _quantization(folder)
-    kept = {name: shard for shard in find_shards(folder) for name, _ in tensor_shapes(shard)}
+    kept = {name: shard for shard in _shards(folder) for name, _ in tensor_shapes(shard)}
     suffix = f".{CODES[quantization['quant_method']]}"
     layers = [name.removesuffix(suffix) for name in kept if name.endswith(suffix)]
     if not layers:
@@ -94,6 +94,12 @@ def check_bits(layer: str, bits: float) -> None:
     """InputError where codes are not of a width that is one stream of bits in every release."""
     if bits not in BITS:
         raise InputError(f"{layer} has {bits:g} bits; tune reads 2, 3, 4 and 8")
+
+
+def _shards(folder: Path) -> list[Path]:
+    # AutoGPTQ names its only file after the grid
+    files = list(folder.glob("*.safetensors"))
+    return files if len(files) == 1 else find_shards(folder)
 
 
 def _quantization(folder: Path) -> dict[str, Any]:
