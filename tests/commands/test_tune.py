@@ -102,10 +102,12 @@ def test_scales_and_norms_are_nearer_and_every_code_stays(grid: dict, model: Pat
         assert name.endswith(FREE) or torch.equal(tensor, after[name]), name
         assert not name.endswith(FREE) or tensor.shape == after[name].shape
     assert {path.name for path in Path("out").iterdir()} == {path.name for path in checkpoint.iterdir()}
-    assert found.before == pytest.approx(held_out_divergence(str(checkpoint), asked), rel=1e-3)
-    assert found.after == pytest.approx(held_out_divergence("out", asked), rel=1e-3)
-    # 8 bits leave nothing to gain
-    assert found.kept == 0 if grid["bits"] == 8 else found.after < 0.97 * found.before
+    # divergences of 8 bits are near float32's own errors
+    near = {"rel": 1e-3, "abs": 1e-7}
+    assert found.before == pytest.approx(held_out_divergence(str(checkpoint), asked), **near)
+    assert found.after == pytest.approx(held_out_divergence("out", asked), **near)
+    # and leave next to nothing to gain
+    assert found.after < (1.0 if grid["bits"] == 8 else 0.97) * found.before
 
 
 @pytest.mark.environments("modern")
@@ -341,7 +343,7 @@ def test_quantize_tunes_what_it_saved(model: Path) -> None:
     assert "Tuned in" in output
     record = json.loads(Path("out", "magr.json").read_text())
     divergences = record["tuned"]["divergences"]
-    assert divergences[record["tuned"]["kept"]] < divergences[0]
+    assert divergences[record["tuned"]["kept"]] == min(divergences)
     assert "Tuned afterwards" in Path("out", "README.md").read_text()
     assert not list(Path("out").glob(".*"))
     code, output = quantize(model, *options, out="plain")

@@ -33,8 +33,12 @@ class Free(nn.Module):
         self.stored, self._used = stored, used
 
     def forward(self, offset: Tensor) -> Tensor:
-        """The numbers as the file will hold them, in the dtype that the model uses them in."""
-        return moved(self.base, self.unit, offset, self.stored).to(self._used)
+        """What the model uses, in its own dtype."""
+        return self.numbers(offset).to(self._used)
+
+    def numbers(self, offset: Tensor) -> Tensor:
+        """As the file will hold them, in float32."""
+        return moved(self.base, self.unit, offset, self.stored)
 
 
 class PackedLinear(nn.Module):
@@ -111,9 +115,15 @@ def as_saved(freed: dict[str, nn.Module], checkpoint: Checkpoint) -> dict[str, T
     for name, module in freed.items():
         own = name.rpartition(".")[2]
         is_scale = isinstance(module, PackedLinear) and own != BIAS
-        value = getattr(module, SCALES if is_scale else own)
+        value = _numbers(module, SCALES if is_scale else own)
         found[name] = checkpoint.as_saved(value) if is_scale else value
     return found
+
+
+def _numbers(module: Any, name: str) -> Tensor:
+    found = module.parametrizations[name]
+    numbers: Tensor = found[0].numbers(found.original)
+    return numbers
 
 
 def _packed(model: nn.Module, checkpoint: Checkpoint, layer: str) -> PackedLinear:

@@ -146,12 +146,13 @@ def descend(pupil: Pupil, text: Text, held_out: Text, state: State, tell: Tell) 
     size = -(-count // STEPS_A_PASS)
     a_pass = -(-count // size)
     steps, every = PASSES * a_pass, max(1, a_pass // EVALUATIONS_A_PASS)
-    adam, schedule = descent(free, steps)
+    start = evaluate(pupil, held_out)
+    if not math.isfinite(start):
+        raise InputError("the checkpoint's predictions are not finite on the held-out text; give another")
+    adam, schedule = descent(free, steps, start)
     done, best = state.load(free, (adam, schedule))
     if not best.losses:
-        best.offer(evaluate(pupil, held_out), free)
-        if not math.isfinite(best.losses[0]):
-            raise InputError("the checkpoint's predictions are not finite on the held-out text; give another")
+        best.offer(start, free)
     for step in range(done, steps):
         if best.exhausted:
             return best, step
