@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 RATE = 0.01
 # gradients of hundreds of steps ago say little about a hundred steps in all
 BETAS = (0.9, 0.95)
+# far below the gradient of one scale of many, which Adam's usual 1e-8 may not be in a large model
+EPSILON = 1e-12
 
 
 def descent(offsets: Iterable[Tensor], steps: int, divergence: float) -> tuple[Adam, CosineAnnealingLR]:
@@ -26,5 +28,5 @@ def descent(offsets: Iterable[Tensor], steps: int, divergence: float) -> tuple[A
         offsets: θ of `stored.moved`, leaves that require gradients. steps: in all, at least 1.
         divergence: before the first step, in nats a token.
     """
-    adam = Adam(offsets, lr=RATE * math.sqrt(divergence), betas=BETAS)
+    adam = Adam(offsets, lr=RATE * math.sqrt(divergence), betas=BETAS, eps=EPSILON)
     return adam, CosineAnnealingLR(adam, steps)

@@ -83,7 +83,7 @@ def held_out_divergence(folder: str, asked: TuneJob) -> float:
     for name, parameter in quantized.named_parameters():
         if name in weights:
             # GPT-2 stores [in, out]
-            turned = ".c_" in name and name.replace("weight", "qweight") in packed_ones
+            turned = ".c_" in name and name.removesuffix("weight") + "qweight" in packed_ones
             parameter.data.copy_(weights[name].T if turned else weights[name])
     with torch.no_grad():
         p, q = (each(held_out).logits.double().log_softmax(-1) for each in (original, quantized))
