@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,21 @@ from torch import Tensor
 
 GPTQ = ("qweight", "qzeros", "scales", "g_idx")
 COMPRESSED = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A packed weight taken apart. codes: q − z [out, in]. scales: [out, groups]. group: of each column."""
+
+    codes: Tensor
+    scales: Tensor
+    group: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """w = s·(q − z), [out, in]."""
+        found: Tensor = self.scales[:, self.group] * self.codes
+        return found
 
 
 def tensors(folder: str) -> dict[str, Tensor]:
@@ -40,7 +56,12 @@ def unpacked(words: Tensor, bits: int) -> Tensor:
 
 
 def gptq_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
-    """w = s·(q − z), [out, in]: qweight packs the columns, qzeros the rows, and format `gptq` has z − 1."""
+    """w = s·(q − z), [out, in], see `gptq_grid`."""
+    return gptq_grid(part, config).weight
+
+
+def gptq_grid(part: dict[str, Tensor], config: dict[str, Any]) -> Grid:
+    """What a layer's tensors hold: qweight packs columns, qzeros rows, and format `gptq` has z − 1."""
     group, scales = part["g_idx"].long(), part["scales"].T.float()
     # not the config's, as single layers may have others
     bits = 32 * len(part["qweight"]) // len(group)
@@ -48,8 +69,7 @@ def gptq_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
     stated = config.get("checkpoint_format") or config.get("format") or "gptq"
     words = part["qzeros"]
     zeros = (one_more(words, bits) if stated == "gptq" else unpacked(words, bits)).T[: len(scales)]
-    weight: Tensor = scales[:, group] * (codes - zeros[:, group])
-    return weight
+    return Grid(codes - zeros[:, group], scales, group)
 
 
 def one_more(words: Tensor, bits: int) -> Tensor:
@@ -65,18 +85,22 @@ def one_more(words: Tensor, bits: int) -> Tensor:
 
 
 def compressed_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
-    """w = s·(q − z), [out, in]; signed codes q and z are stored with 2ᵇ⁻¹ added."""
+    """w = s·(q − z), [out, in], see `compressed_grid`."""
+    return compressed_grid(part, config).weight
+
+
+def compressed_grid(part: dict[str, Tensor], config: dict[str, Any]) -> Grid:
+    """What the tensors of a layer hold; signed codes q and z are stored with 2ᵇ⁻¹ added."""
     (group,) = config["config_groups"].values()
     bits = group["weights"]["num_bits"]
     rows, columns = part["weight_shape"].tolist()
     codes = unpacked(part["weight_packed"], bits)[:, :columns] - 2 ** (bits - 1)
     scales = part["weight_scale"].float()
-    zeros = torch.zeros_like(scales)
+    zeros = torch.zeros_like(scales, dtype=codes.dtype)
     if "weight_zero_point" in part:
         zeros = unpacked(part["weight_zero_point"].T.contiguous(), bits).T[:rows] - 2 ** (bits - 1)
-    repeats = columns // scales.shape[1]
-    weight: Tensor = scales.repeat_interleave(repeats, 1) * (codes - zeros.repeat_interleave(repeats, 1))
-    return weight
+    of_column = torch.arange(columns) // (columns // scales.shape[1])
+    return Grid(codes - zeros[:, of_column], scales, of_column)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Tensor]]:

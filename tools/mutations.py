@@ -55,6 +55,36 @@ MUTATIONS = [
         "factor.mul_(metric[..., None, :])",
         "convergence",
     ),
+    Mutation(
+        "tuning/linear.py", "index_add_(1, group, by_weight", "index_add_(1, group, 2 * by_weight", "tuning"
+    ),
+    Mutation(
+        "tuning/linear.py",
+        "scales.index_select(1, group) * codes",
+        "scales.index_select(1, group) * codes.abs()",
+        "tuning",
+    ),
+    Mutation("tuning/stored.py", "value.to(dtype).to(value.dtype)", "value", "tuning"),
+    Mutation("tuning/stored.py", "base + unit * offset", "base + offset", "tuning"),
+    Mutation("tuning/loss.py", "kl_div(q, p,", "kl_div(p, q,", "tuning"),
+    Mutation("tuning/loss.py", "original.detach()", "original", "tuning"),
+    Mutation("tuning/descent.py", "math.sqrt(divergence)", "divergence", "tuning"),
+    Mutation("tuning/stopping.py", "value.detach().clone()", "value.detach()", "tuning"),
+    Mutation("tuning/stopping.py", "loss < self.losses[self.at]", "loss <= self.losses[self.at]", "tuning"),
+    Mutation(
+        "app/tuning/tuning.py",
+        "Generator().manual_seed(SEED + number)",
+        "Generator().manual_seed(torch.seed() + number)",
+        "tune",
+        "cut_off",
+    ),
+    Mutation(
+        "app/tuning/windows.py",
+        "place = max(place, start + length)",
+        "place = max(place, start)",
+        "tune",
+        "overlap",
+    ),
     Mutation("reduction/descent.py", "hessian, alpha=-1", "hessian, alpha=-0.5", "solver convergence"),
     Mutation(
         "reduction/solver.py", "improved = after <= before", "improved = after <= torch.inf", "numerics"

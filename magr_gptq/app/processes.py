@@ -6,6 +6,7 @@ stderr, with all that toolkits print, is appended to a log. Besides the two even
 
     {"event": "stage", "text": "loading the model"}
     {"event": "layers", "done": 3, "total": 12}
+    {"event": "steps", "done": 3, "total": 64, "losses": [0.1]}
 
 A child whose stdin ends in the middle of a request has lost its caller, and ends itself. One that leads a
 process group ends the group, and with it everything that it started.

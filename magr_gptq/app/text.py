@@ -78,14 +78,20 @@ def random_windows(
         beginning: tokens that every window begins with; they count towards its length.
     """
     own = length - len(beginning)
+    starts = random_starts(tokens, count, length, seed, len(beginning))
+    return [[*beginning, *tokens[start : start + own]] for start in starts]
+
+
+def random_starts(tokens: Sequence[int], count: int, length: int, seed: int, begins: int) -> list[int]:
+    """Where the own tokens of those windows start; begins: how many tokens are put before them."""
+    own = length - begins
     if len(tokens) <= own:
         raise InputError(
             f"the calibration text has {len(tokens):,} tokens, too few for one window of {length:,}; "
             "give a longer text or a smaller --seqlen"
         )
     draw = random.Random(seed)
-    starts = [draw.randint(0, len(tokens) - own - 1) for _ in range(count)]
-    return [[*beginning, *tokens[start : start + own]] for start in starts]
+    return [draw.randint(0, len(tokens) - own - 1) for _ in range(count)]
 
 
 def windows_in_words(cut: str, beginnings: Sequence[str]) -> str:

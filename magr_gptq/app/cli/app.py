@@ -9,6 +9,7 @@ from magr_gptq.app.cli.demo import demo
 from magr_gptq.app.cli.doctor import doctor
 from magr_gptq.app.cli.inspect import inspect
 from magr_gptq.app.cli.quantize import quantize
+from magr_gptq.app.cli.tune import tune
 
 app = typer.Typer(
     name="magr-gptq",
@@ -22,3 +23,4 @@ app.command()(compare)
 app.command()(demo)
 app.command()(doctor)
 app.command()(inspect)
+app.command()(tune)

@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from magr_gptq.app.cli.options import AllowPickle, Cut, Samples, Seed, SeqLen, TrustRemoteCode, WindowCut
+from magr_gptq.app.cli.options import (
+    AllowPickle,
+    CalibrationText,
+    Cut,
+    Samples,
+    Seed,
+    SeqLen,
+    TrustRemoteCode,
+    WindowCut,
+)
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
 from magr_gptq.app.inputs import find_model, local_folder, read_model
@@ -31,13 +40,7 @@ FUSED = (
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
-            show_default=False,
-        ),
-    ],
+    calibration: CalibrationText,
     bits: Annotated[str, typer.Option(help="Bit widths to predict, with commas between.")] = "4,3,2",
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
     samples: Samples = 128,

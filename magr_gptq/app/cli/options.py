@@ -17,6 +17,14 @@ class Cut(str, Enum):
     stream = "stream"
 
 
+CalibrationText = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
+        show_default=False,
+    ),
+]
 CUT_HELP = "Begin each window as the tokenizer begins a text, or cut one stream, as GPTQ's own code does."
 WindowCut = Annotated[Cut, typer.Option("--cut", help=CUT_HELP)]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration windows.")]

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from magr_gptq.app.cli.options import (
     AllowPickle,
+    CalibrationText,
     Cut,
     PositiveScales,
     Samples,
@@ -45,6 +46,8 @@ from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_road
 from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import find_source, windows_in_words
+from magr_gptq.app.tuning.job import Tuned
+from magr_gptq.app.tuning.worker import tune_in_place
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 
@@ -71,13 +74,7 @@ class Preset(str, Enum):
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="Text: a .txt, .jsonl or .parquet file, wikitext2, c4, ptb, or a dataset's hub id.",
-            show_default=False,
-        ),
-    ],
+    calibration: CalibrationText,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
     bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
@@ -111,6 +108,9 @@ def quantize(
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
     cut: WindowCut = Cut.tokenizer,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Then fit scales, norms and biases to the unquantized model.")
+    ] = False,
     verify: Annotated[
         bool | None,
         typer.Option(
@@ -136,6 +136,11 @@ def quantize(
         require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
         if verify and trust_remote_code:
             raise InputError("--verify runs no code of a model; leave out --verify or --trust-remote-code")
+        if tune and (trust_remote_code or allow_pickle):
+            raise InputError(
+                "--tune runs no code of a model and loads no pickles; leave out --tune, or "
+                "--trust-remote-code and --allow-pickle"
+            )
         job = Job(
             model=find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code),
             out=str(out.expanduser().absolute()),
@@ -148,7 +153,7 @@ def quantize(
                 alpha=alpha, beta=beta, refine=refine, search=search,
                 mirror=False if positive_scales else None,
             ),
-            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, tune=tune,
         )  # fmt: skip
         outcome = run(job, verify)
         show(job, outcome)
@@ -224,6 +229,8 @@ def _run_under_bar(job: Job, verify: bool | None, log: Path) -> Outcome:
         # it ends, and frees its memory, before loaders are tried
         with Worker(log) as worker:
             outcome = worker.quantize(job, listen)
+        if job.tune:
+            outcome = replace(outcome, tuned=asdict(tune_in_place(job, log, bars, bar)))
         loaded = try_loaders(job, verify, log, listen)
         return replace(outcome, loaded=[asdict(found) for found in loaded])
 
@@ -240,6 +247,9 @@ def show(job: Job, outcome: Outcome) -> None:
     toolkit = f"{distribution} {outcome.versions[distribution]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")
     show_totals(outcome)
+    if outcome.tuned:
+        tuned = Tuned(**outcome.tuned)
+        console.print(f"Tuned in {tuned.seconds:.1f} s: {tuned.says}", soft_wrap=True)
     console.print(
         f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",
         soft_wrap=True,

@@ -12,6 +12,7 @@ from magr_gptq.app.quantizing.engines import ENGINES, loading
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.verifying import Loaded
 from magr_gptq.app.text import windows_in_words
+from magr_gptq.app.tuning.job import Tuned
 from magr_gptq.toolkits.packing import packing_note
 
 CITATION = """\
@@ -67,6 +68,8 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     yield f"- MagR: {magr}"
     yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
     yield f"- Windows: {begins}"
+    if outcome.tuned:
+        yield f"- Tuned afterwards: {Tuned(**outcome.tuned).says}"
     if job.runtime:
         yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())

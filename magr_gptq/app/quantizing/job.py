@@ -17,6 +17,7 @@ class Job:
     runtime: what it is made for, of `magr_gptq.app.quantizing.runtimes`.
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
     cut: of `magr_score.windows.CUTS`, how the calibration windows begin.
+    tune: fit scales, norms and biases afterwards, see `magr_gptq.app.tuning`.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
     allow_pickle: load weights from pickle files, which can run code, too.
@@ -37,6 +38,7 @@ class Job:
     seed: int = 0
     cut: str = TOKENIZER
     magr: dict[str, Any] | None = field(default_factory=dict)
+    tune: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False
@@ -57,6 +59,7 @@ class Outcome:
     beginning: what every calibration window begins with, such as <bos>; empty for the text's own tokens.
     summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
     layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
+    tuned: what tuning brought, see `Tuned`; None where it was not asked for.
     loaded: what each loader made of the checkpoint, see `Loaded`; empty where none was tried.
     """
 
@@ -68,4 +71,5 @@ class Outcome:
     warning: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    tuned: dict[str, Any] | None = None
     loaded: list[dict[str, Any]] = field(default_factory=list)

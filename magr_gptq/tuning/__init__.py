@@ -1,0 +1,1 @@
+"""Fitting what a finished checkpoint stores as numbers, scales, norms and biases, with its codes fixed."""
