@@ -76,7 +76,7 @@ def load_autogptq(folder: str, device: str, dtype: torch.dtype) -> Any:
 
 
 def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:
-    """Any model that transformers loads, a quantized one as its config says; over as many GPUs as it takes."""
+    """Any model that transformers loads, a quantized one as its config says; on as many GPUs as it takes."""
     from transformers import AutoModelForCausalLM
 
     if device != "cpu":

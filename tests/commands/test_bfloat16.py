@@ -36,8 +36,8 @@ def test_a_stream_beyond_float16_is_quantized_saved_and_loaded(
     monkeypatch.chdir(tmp_path)
     Path("prose.txt").write_text(PROSE)
     code, output = call(
-        "quantize", model, "--engine", engine, "--calibration", "prose.txt", "--out", "out", "--group-size", 32,
-        "--seqlen", 64, "--samples", 8, "--verify",
+        "quantize", model, "--engine", engine, "--calibration", "prose.txt", "--out", "out",
+        "--group-size", 32, "--seqlen", 64, "--samples", 8, "--verify",
     )  # fmt: skip
     assert code == 0, output
     loaded = [Loaded(**found) for found in json.loads(Path("out", "magr.json").read_text())["loaded"]]

@@ -93,7 +93,8 @@ def test_a_model_that_is_spread_over_places_gets_the_same_score(tmp_path) -> Non
     # where memory ends, accelerate keeps the rest on a disk
     spread = dispatch_model(
         AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval(),
-        {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk",
+        {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu",
+         "model.layers.1": "disk",
          "model.norm": "disk", "lm_head": "disk"},
         main_device="cpu", offload_dir=str(tmp_path / "offload"),
     )  # fmt: skip
