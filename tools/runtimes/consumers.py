@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from tools.runtimes import faults
 from tools.runtimes.environments import TORCH
 
 GPTQ = ("w4", "w4-asymmetric", "w4-desc-act", "w4-channel", "w3", "w2", "w8")
@@ -35,7 +37,7 @@ class Consumer:
     reader: str
     kinds: tuple[str, ...] = GPTQ
     option: str = ""
-    faults: dict[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
     skipped: str = ""
     without: tuple[str, ...] = ()
 
@@ -45,7 +47,9 @@ CONSUMERS = {
     "gptqmodel-torch-aten": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_ATEN"),
     "gptqmodel-torch-int8": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_INT8"),
     "gptqmodel-torch-fused": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_FUSED"),
-    "transformers-newest": Consumer("newest", NEWEST, "transformers", option="gptqmodel optimum"),
+    "transformers-newest": Consumer(
+        "newest", NEWEST, "transformers", option="gptqmodel optimum", faults=faults.TRANSFORMERS,
+    ),
     "transformers-oldest": Consumer("oldest", OLDEST, "transformers", option="auto-gptq optimum"),
     "auto-gptq": Consumer("oldest", OLDEST, "autogptq"),
     "peft": Consumer("newest", NEWEST, "peft"),
@@ -63,13 +67,17 @@ CONSUMERS = {
             "transformers==5.17.0",
         ),
         "onnxruntime",
+        faults=faults.ONNXRUNTIME,
     ),
     "openvino": Consumer(
-        "openvino", (TORCH, "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0"), "openvino",
-        without=CUDA_BUILDS,
+        "openvino",
+        # the newest that optimum-intel's transformers suits
+        (TORCH, "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0", "gptqmodel==7.0.0"),
+        "openvino", without=CUDA_BUILDS,
     ),
     "auto-round": Consumer(
-        "auto-round", (TORCH, "auto-round==0.16.1", "transformers==5.24.0"), "autoround"
+        "auto-round", (TORCH, "auto-round==0.16.1", "transformers==5.24.0"), "autoround",
+        faults=faults.AUTO_ROUND,
     ),
     "llama.cpp": Consumer(
         "llama.cpp",
@@ -79,14 +87,24 @@ CONSUMERS = {
         ),
         "llamacpp",
     ),
-    "mistral.rs": Consumer("mistral.rs", ("mistralrs==0.9.5", "numpy==2.2.6"), "mistralrs"),
+    "mistral.rs": Consumer(
+        "mistral.rs", ("mistralrs==0.9.5", "numpy==2.2.6"), "mistralrs",
+        faults=faults.MISTRALRS,
+    ),
     "ctranslate2": Consumer(
-        "ctranslate2", (TORCH, "ctranslate2==4.8.5", "transformers==5.17.0"), "ctranslate2"
+        "ctranslate2",
+        (TORCH, "ctranslate2==4.8.5", "transformers==5.17.0", "optimum==2.3.0", "gptqmodel==7.6.0"),
+        "ctranslate2",
     ),
     "neural-compressor": Consumer(
-        "neural-compressor", (TORCH, "neural-compressor-pt==3.10", "transformers==5.17.0"), "neuralcompressor"
+        "neural-compressor",
+        (TORCH, "neural-compressor-pt==3.10", "transformers==5.17.0", "accelerate==1.15.0"),
+        "neuralcompressor",
     ),
-    "mlx-lm": Consumer("mlx-lm", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"), "mlxlm"),
+    "mlx-lm": Consumer(
+        "mlx-lm", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"), "mlxlm",
+        faults=faults.MLX_LM,
+    ),
     "sglang": Consumer(
         "sglang", ("sglang==0.5.23",), "",
         skipped="the release needs torch 2.14 with CUDA and kernels for GPUs; its CPU backend is not on PyPI",
