@@ -7,7 +7,7 @@ EXTRAS_autogptq := autogptq,cli,dev
 # most of a test's time is one thread importing a toolkit; a file's tests stay together for its fixtures
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
-.PHONY: setup demo test lint docs test-matrix test-peers audit findings
+.PHONY: setup demo test lint docs test-matrix test-peers test-runtimes audit findings
 
 setup:
 	@$(MAKE) --no-print-directory -j2 .venv/modern/.installed .venv/autogptq/.installed
@@ -53,6 +53,10 @@ test-matrix:
 # the toolkits' own tests: `make test-peers PEERS="gptqmodel=DIR"` has their sources at hand
 test-peers: .venv/modern/.installed
 	.venv/modern/bin/python -m tools.peers $(PEERS)
+
+# what loads our checkpoints, each consumer in an environment of its own: `make test-runtimes CONSUMERS="vllm"`
+test-runtimes: .venv/modern/.installed
+	.venv/modern/bin/python -m tools.runtimes $(CONSUMERS)
 
 # what other toolkits do, checked again in fresh environments: `make findings NAMES="static-groups"`
 findings:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from magr_score.loaders import LOADERS, device, load_original
+from magr_score.loaders import LOADERS, device, dtype_on, load_transformers
 from magr_score.perplexity import described
 from magr_score.windows import read_windows
 
@@ -68,14 +68,15 @@ def _logits(model: Any, rows: Tensor) -> Tensor:
 
 
 def scores(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Load the original, then load and compare one model after another.
+    """Load the original, then load and compare one model after another, all in the original's dtype.
 
     Args:
         request: as `perplexity.scores` takes it, and original, the folder of the unquantized model.
     """
-    original = load_original(request["original"], device())
+    dtype = dtype_on(device(), request["original"])
+    original = load_transformers(request["original"], device(), dtype)
     for folder in request["models"]:
         start = time.perf_counter()
         windows = read_windows(folder, request, request["limit"])
-        model = LOADERS[request["engine"]].load(folder, device())
+        model = LOADERS[request["engine"]].load(folder, device(), dtype)
         yield compare(original, model, windows.tokens) | described(windows, request["engine"], start)

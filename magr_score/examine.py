@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from magr_score.loaders import LOADERS, device, load_original
+from magr_score.loaders import LOADERS, device, dtype_on, load_transformers
 from magr_score.windows import read_windows
 
 PROMPT, GENERATED, REPEATS = 64, 64, 5
@@ -105,8 +105,8 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
             see `read_windows`.
     """
     windows = read_windows(request["checkpoint"], request, LAYER_WINDOWS).tokens.to(device())
-    quantized = LOADERS[request["engine"]].load(request["checkpoint"], device())
-    return {
-        "inference": {**inference(quantized, windows[:1]), "device": windows.device.type},
-        "layer_errors": layer_errors(load_original(request["original"], device()), quantized, windows),
-    }
+    dtype = dtype_on(device(), request["original"])
+    quantized = LOADERS[request["engine"]].load(request["checkpoint"], device(), dtype)
+    inferred = {**inference(quantized, windows[:1]), "device": windows.device.type}
+    original = load_transformers(request["original"], device(), dtype)
+    return {"inference": inferred, "layer_errors": layer_errors(original, quantized, windows)}

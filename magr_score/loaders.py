@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
+DTYPES = ("dtype", "torch_dtype")
+
 
 @dataclass(frozen=True)
 class Loader:
     """A toolkit that loads model folders.
 
-    load: from a folder and a device to a model in evaluation mode. distribution: the toolkit's name for pip.
+    load: from a folder, a device and a dtype, see `dtype_on`, to a model in evaluation mode.
+    distribution: the toolkit's name for pip.
     """
 
-    load: Callable[[str, str], Any]
+    load: Callable[[str, str, torch.dtype], Any]
     distribution: str
 
     def versions(self) -> dict[str, str]:
@@ -30,46 +33,57 @@ def device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def load_gptqmodel(folder: str, device: str) -> Any:
-    """A GPTQ checkpoint, through GPTQModel."""
+def dtype_on(device: str, folder: str) -> torch.dtype:
+    """What a model, and all that is compared with it, computes in: float32 on a CPU, else 16 bits.
+
+    A model that was saved in bfloat16 stays so: activations may lie beyond float16, as Gemma 3's do.
+    """
+    return torch.float32 if device == "cpu" else _stored(folder)
+
+
+def _stored(folder: str) -> torch.dtype:
+    """bfloat16 where the model was saved in it, else float16, as not all kernels know bfloat16."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    # transformers 4 calls it torch_dtype; models that see, too, may tell it of their text's part alone
+    named = [getattr(part, name, None) for part in (config, config.get_text_config()) for name in DTYPES]
+    return torch.bfloat16 if torch.bfloat16 in named else torch.float16
+
+
+def load_gptqmodel(folder: str, device: str, dtype: torch.dtype) -> Any:
+    """A GPTQ checkpoint, through GPTQModel; over all GPUs where there are several."""
     from gptqmodel import BACKEND, GPTQModel
 
     if device == "cpu":
-        model = GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
         # GPTQModel refuses to load float32; its kernel computes in the dtype of its input
-        return model.model.float().eval()
-    return GPTQModel.load(folder, device=device, dtype=torch.float16).model.eval()
+        model = GPTQModel.load(folder, backend=BACKEND.TORCH, device="cpu", dtype=_stored(folder))
+        return model.model.to(dtype).eval()
+    where = {"device_map": "auto"} if torch.cuda.device_count() > 1 else {"device": device}
+    return GPTQModel.load(folder, dtype=dtype, **where).model.eval()
 
 
-def load_autogptq(folder: str, device: str) -> Any:
+def load_autogptq(folder: str, device: str, dtype: torch.dtype) -> Any:
     """A GPTQ checkpoint, through AutoGPTQ."""
     from auto_gptq import AutoGPTQForCausalLM
 
     if device == "cpu":
         model = AutoGPTQForCausalLM.from_quantized(
-            folder, device="cpu", torch_dtype=torch.float32, disable_exllama=True, disable_exllamav2=True
+            folder, device="cpu", torch_dtype=dtype, disable_exllama=True, disable_exllamav2=True
         )
-        return model.model.float().eval()
-    return AutoGPTQForCausalLM.from_quantized(folder, device=device, torch_dtype=torch.float16).model.eval()
+        return model.model.to(dtype).eval()
+    return AutoGPTQForCausalLM.from_quantized(folder, device=device, torch_dtype=dtype).model.eval()
 
 
-def load_transformers(folder: str, device: str) -> Any:
-    """Any model that transformers loads, computing in float32; a quantized one as its config says."""
+def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:
+    """Any model that transformers loads, a quantized one as its config says; on as many GPUs as it takes."""
     from transformers import AutoModelForCausalLM
 
+    if device != "cpu":
+        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, device_map="auto").eval()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     # transformers refuses to cast a quantized model, whose kernels compute in the dtype of their input
-    return torch.nn.Module.float(model).to(device).eval()
-
-
-def load_original(folder: str, device: str) -> Any:
-    """The unquantized model: in float32 on a CPU, in 16 bits on as many GPUs as it takes."""
-    if device == "cpu":
-        return load_transformers(folder, device)
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float16, device_map="auto")
-    return model.eval()
+    return torch.nn.Module.to(model, dtype).eval()
 
 
 LOADERS = {

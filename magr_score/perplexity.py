@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from magr_score.loaders import LOADERS, device
+from magr_score.loaders import LOADERS, device, dtype_on
 from magr_score.windows import Windows, read_windows
 
 TOKENS_AT_ONCE = 4096
 
 
 @torch.no_grad()
-def perplexity(model: Any, windows: Tensor, device: str) -> float:
+def perplexity(model: Any, windows: Tensor) -> float:
     """exp of the mean negative log-likelihood of every token after the first of its window.
 
     Args:
         windows: token ids [windows, tokens].
     """
     total = 0.0
-    for rows in torch.split(windows.to(device), max(1, TOKENS_AT_ONCE // windows.shape[1])):
-        logits = model(input_ids=rows, use_cache=False).logits[:, :-1].float()
-        total += float(cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
+    for rows in torch.split(windows, max(1, TOKENS_AT_ONCE // windows.shape[1])):
+        logits = model(input_ids=rows.to(model.device), use_cache=False).logits[:, :-1].float()
+        wanted = rows[:, 1:].to(logits.device)
+        total += float(cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum"))
     return math.exp(total / (windows.shape[0] * (windows.shape[1] - 1)))
 
 
@@ -44,8 +45,8 @@ def scores(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for folder in request["models"]:
         start = time.perf_counter()
         windows = read_windows(folder, request, request["limit"])
-        model = LOADERS[request["engine"]].load(folder, device())
-        found = {"perplexity": perplexity(model, windows.tokens, device())}
+        model = LOADERS[request["engine"]].load(folder, device(), dtype_on(device(), folder))
+        found = {"perplexity": perplexity(model, windows.tokens)}
         yield found | described(windows, request["engine"], start)
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from magr_score import packed
-from magr_score.loaders import LOADERS, device
+from magr_score.loaders import LOADERS, device, dtype_on
 
 # two rows of so many random tokens are predicted on
 TOKENS = 64
@@ -66,7 +66,7 @@ def _load(folder: str, engine: str) -> tuple[Any, set[str]]:
         model, info = loaded
         missing = {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])}
         return torch.nn.Module.float(model).to(device()).eval(), missing
-    model = LOADERS[engine].load(folder, device())
+    model = LOADERS[engine].load(folder, device(), dtype_on(device(), folder))
     return model, _without_source(model, _names(folder))
 
 

@@ -41,7 +41,7 @@ def save(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: checkpoint, a folder; engine, of `LOADERS`; out, the file.
     """
-    model = LOADERS[request["engine"]].load(request["checkpoint"], "cpu")
+    model = LOADERS[request["engine"]].load(request["checkpoint"], "cpu", torch.float32)
     weights = {name: weight.detach().cpu() for name, weight in dequantized(model)}
     torch.save(weights, request["out"])
     return {"layers": list(weights)}

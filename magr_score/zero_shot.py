@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from magr_score.errors import ScoreError
-from magr_score.loaders import LOADERS, device
+from magr_score.loaders import LOADERS, device, dtype_on
 
 # the paper's Table 4 has plain accuracy
 METRIC = "acc,none"
@@ -57,7 +57,7 @@ def accuracies(request: dict[str, Any]) -> dict[str, Any]:
         return {"tasks": {}, "versions": versions}
     folder = request["checkpoint"]
     runner = HFLM(
-        pretrained=LOADERS[request["engine"]].load(folder, device()),
+        pretrained=LOADERS[request["engine"]].load(folder, device(), dtype_on(device(), folder)),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         batch_size=BATCH_SIZE,
         # log-likelihoods are summed in this dtype; 16 bits have steps of 4 near 800

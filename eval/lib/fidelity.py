@@ -38,7 +38,7 @@ class Text:
 
     def perplexity(self, model: nn.Module) -> float:
         """exp of the mean negative log-likelihood of each window's tokens after its first."""
-        return perplexity(model, self.rows, str(self.rows.device))
+        return perplexity(model, self.rows)
 
     def divergence(self, model: nn.Module) -> float:
         """Mean over these tokens of KL(p ‖ q) in nats: p is the original's prediction, q that of `model`."""

@@ -45,8 +45,10 @@ def layout_of(block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         if given and isinstance(given[0], Tensor):
             states.append((name, given[0]))
 
-    def keep_output(name: str, _module: Any, _given: Any, output: Tensor) -> None:
-        outputs[name] = output
+    def keep_output(name: str, _module: Any, _given: Any, output: Any) -> None:
+        # Llama-4's router is a linear layer that returns scores and logits
+        if isinstance(output, Tensor):
+            outputs[name] = output
 
     layers = [pair for pair in block.named_modules() if isinstance(pair[1], (torch.nn.Linear, Conv1D))]
     handles = [

@@ -97,17 +97,19 @@ def sparse_giant(folder: Path, size: int) -> None:
         file.truncate(8 + len(header) + rows * 2048)
 
 
-def save_tiny(kind: str, folder: Path, prepare: Callable[[Any], Any] = as_it_is, **shape: int) -> Path:
-    """A float16 model of any kind with a byte tokenizer."""
+def save_tiny(
+    kind: str, folder: Path, prepare: Callable[[Any], Any] = as_it_is, dtype: str = "float16", **shape: Any
+) -> Path:
+    """A model of any kind, in 16 bits, with a byte tokenizer."""
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
     config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **special, **shape)
     model = AutoModelForCausalLM.from_config(config)
     prepare(model)
-    model.half().save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _rewrite(folder / "config.json", torch_dtype="float16")
+    _rewrite(folder / "config.json", torch_dtype=dtype)
     _rewrite(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     return folder
 

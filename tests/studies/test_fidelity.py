@@ -13,6 +13,8 @@ ROWS = torch.randint(VOCABULARY, (19, 6), generator=torch.Generator().manual_see
 class Bigrams(nn.Module):
     """Logits that depend on the latest token alone."""
 
+    device = torch.device("cpu")
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.table = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(seed))

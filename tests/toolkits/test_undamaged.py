@@ -139,6 +139,25 @@ def test_without_a_norm_the_block_itself_is_given_the_stream(inputs) -> None:
     assert layout_of(Bare(), (inputs[0],), {}).writers == {"out": BLOCK}
 
 
+def test_a_layer_that_returns_more_than_its_output_writes_nothing(inputs) -> None:
+    class Router(nn.Linear):
+        """As Llama-4's: a linear layer that returns scores and logits."""
+
+        def forward(self, hidden):
+            logits = super().forward(hidden)
+            return logits.sigmoid(), logits
+
+    class Routed(Block):
+        def __init__(self) -> None:
+            super().__init__()
+            self.router = Router(WIDTH, 1)
+
+        def forward(self, hidden):
+            return super().forward(hidden * self.router(hidden)[0])
+
+    assert find_writers(Routed(), (inputs[0],), {}) == {"out": "first_norm", "down": "second_norm"}
+
+
 def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_none(blocks, inputs) -> None:
     chain, pairs = UndamagedChain(), Pairs()
     batch = torch.cat(inputs[:3])

@@ -60,7 +60,7 @@ def _windows(request: dict[str, Any]) -> list[torch.Tensor]:
 
 def _load(folder: str) -> Any:
     if torch.cuda.is_available():
-        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float16, device_map="auto")
+        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", device_map="auto")
     return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
 
 

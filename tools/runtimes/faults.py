@@ -1,0 +1,34 @@
+"""Faults of the consumers' own: by kind of checkpoint, why plain GPTQ's is refused or misread there, too."""
+
+from __future__ import annotations
+
+_G_IDX = "it refuses g_idx, which every GPTQ file has"
+_CUDA = "its GPTQ kernels are for CUDA alone"
+_FOUR = "it reads GPTQ of 4 bits alone"
+
+TRANSFORMERS = {
+    "w4-channel": "the kernel that AUTO picks on CPUs, torch_aten, takes groups of 32, 64, 128 or 256 alone",
+}
+ONNXRUNTIME = {"w3": "its builder unpacks no 3 bits"}
+AUTO_ROUND = {
+    "w4-asymmetric": "loading ends in a TypeError, where it looks for a data type that no config names",
+    "w4-desc-act": "it refuses a g_idx that orders columns",
+}
+MISTRALRS = {
+    "w4": _CUDA,
+    "w4-asymmetric": _CUDA,
+    "w4-desc-act": _CUDA,
+    "w4-channel": "it takes no group size of -1",
+    "w3": "it counts the words of packed 3-bit codes wrongly",
+    "w2": _CUDA,
+    "w8": _CUDA,
+}
+MLX_LM = {
+    "w4": _G_IDX,
+    "w4-asymmetric": _G_IDX,
+    "w4-desc-act": _G_IDX,
+    "w4-channel": _G_IDX,
+    "w3": _FOUR,
+    "w2": _FOUR,
+    "w8": _FOUR,
+}
