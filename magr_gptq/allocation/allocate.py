@@ -17,7 +17,7 @@ from torch import Tensor
 # size and cost
 Point = tuple[int, float]
 
-# sums of the same costs in another order differ by this, relatively
+# of all costs' sum: that of some in another order differs by less
 ROUNDING = 1e-12
 
 
@@ -61,13 +61,14 @@ def allocate(items: Sequence[Item], limit: int) -> list[int]:
     useful = [_frontier(item.sizes, item.costs) for item in items]
     hulls = [_hull(item, kept) for item, kept in zip(items, useful, strict=True)]
     rests = [_Relaxed.of(hulls[k:]) for k in range(len(items) + 1)]
-    known = rests[0].reached(limit)
+    slack = ROUNDING * sum(float(item.costs.abs().max()) for item in items)
+    known = rests[0].reached(limit) + slack
     sizes, costs = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     trail = []
     for item, kept, rest in zip(items, useful, rests[1:], strict=True):
         sizes = (sizes[:, None] + item.sizes[kept]).flatten()
         costs = (costs[:, None] + item.costs[kept]).flatten()
-        alive = costs + rest.least(limit - sizes) <= known + ROUNDING * abs(known)
+        alive = costs + rest.least(limit - sizes) <= known
         found = alive.nonzero()[:, 0]
         found = found[_frontier(sizes[found], costs[found])]
         sizes, costs = sizes[found], costs[found]

@@ -15,6 +15,7 @@ from rich.markup import escape
 from magr_gptq.app.cli.options import (
     AllowPickle,
     Cut,
+    ForRuntime,
     PositiveScales,
     Samples,
     Seed,
@@ -94,10 +95,7 @@ def quantize(
         str | None,
         typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}; {DEFAULT_ENGINE} if left out."),
     ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option("--for", help=f"What will run the result: {', '.join(RUNTIMES)}.", show_default=False),
-    ] = None,
+    runtime: ForRuntime = None,
     rounding: Annotated[
         Rounding, typer.Option("--rounding", "--method", help="GPTQ, or to nearest, also known as rtn.")
     ] = Rounding.gptq,

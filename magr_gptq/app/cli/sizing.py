@@ -45,7 +45,7 @@ class Sizing:
 
     @classmethod
     def of(
-        cls, bits: int | None, avg_bits: float | None, size: str | None, plan: Path | None
+        cls, bits: object | None, avg_bits: float | None, size: str | None, plan: Path | None
     ) -> Sizing | None:
         """None where neither a budget nor a plan was given.
 

@@ -34,12 +34,12 @@ def answer(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _shapes(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    trust = request["trust_remote_code"]
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+    # only names and shapes are read
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, device_map="meta", trust_remote_code=request["trust_remote_code"]
+    )
     layers = layers_to_plan(model, request["engine"])
     return {name: shape_of(layer) for name, layer in layers.items()}
 

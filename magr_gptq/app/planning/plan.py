@@ -129,7 +129,7 @@ class BitPlan:
 
     def require_model(self, shapes: Mapping[str, Shape], model: str) -> None:
         """InputError where it was made for a model with other layers."""
-        mine = {name: tuple(found.shape) for name, found in self.survey.layers.items()}
+        mine = {name: found.shape for name, found in self.survey.layers.items()}
         if mine == dict(shapes):
             return
         first = min(mine.items() ^ shapes.items())[0]

@@ -63,7 +63,7 @@ class Survey:
     def from_dict(cls, values: Mapping[str, Any]) -> Survey:
         """The survey whose `to_dict` this is, also after JSON."""
         layers = {
-            name: Candidate(tuple(found["shape"]), tuple(found["divergences"]))
+            name: Candidate((found["shape"][0], found["shape"][1]), tuple(found["divergences"]))
             for name, found in values["layers"].items()
         }
         widths = tuple(Width(**width) for width in values["widths"])
@@ -170,7 +170,7 @@ def _watch(sums: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any,
         found = gradient.flatten(0, -2).float().square().sum(0)
         sums[name] = sums[name] + found if name in sums else found
 
-    output.register_hook(add)
+    output.register_hook(add)  # type: ignore[no-untyped-call]
 
 
 @torch.enable_grad()
@@ -179,7 +179,8 @@ def _backward(model: PreTrainedModel, rows: Tensor) -> None:
     generator = torch.Generator(logits.device).manual_seed(LABEL_SEED)
     labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
     # a token's own loss, not the mean: g is of one prediction
-    nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _divergences(
