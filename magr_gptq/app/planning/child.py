@@ -20,7 +20,7 @@ from magr_score.process import Tell
 
 TOKENS_AT_ONCE = 2048
 # of the calibration windows, as many as have so many tokens: the toolkit sees them all later
-TOKENS = 32768
+TOKENS = 16384
 
 
 def answer(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
