@@ -8,7 +8,7 @@ To second order, rounding the layer's W to W + Δ moves the predictions by
 The first step is the Fisher information at the layer's outputs (J. Martens, "New Insights and Perspectives on
 the Natural Gradient Method", JMLR 21, 2020, section 5), the second takes errors of different rows, and errors
 and gradients, as uncorrelated, as K-FAC does (J. Martens and R. Grosse, ICML 2015). The error (ΔHΔᵀ)_rr is
-what GPTQ is expected to leave, so that nothing has to be rounded.
+found by rounding a sample of rows, as rows are rounded one by one, and foreseen for the others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magr_gptq.config import MagRConfig
+from magr_gptq.allocation.columns import round_columns
+from magr_gptq.config import Candidate, MagRConfig, Plan
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.groups import group_views
-from magr_gptq.reduction.penalty import conditional_variances
-from magr_gptq.reduction.solver import reduce_each
+from magr_gptq.reduction.hessian import shifted_cholesky
+from magr_gptq.reduction.penalty import DAMPING
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.settle import settle
 
-# of a layer, to see what MagR takes off the error: rows are reduced one by one, so that some speak for all
+# of a layer, which speak for all
 SAMPLED_ROWS = 64
 
 
@@ -38,11 +41,17 @@ class Width:
 
 
 class Shared:
-    """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it."""
+    """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it.
+
+    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, [in, in].
+    """
 
     def __init__(self, hessian: Tensor) -> None:
         self.hessian = hessian
-        self.variances = conditional_variances(hessian)
+        shift = DAMPING * hessian.diagonal().mean()[None]
+        damped, _ = shifted_cholesky(hessian.clone, shift)
+        self.factor = torch.linalg.cholesky(torch.cholesky_inverse(damped), upper=True)
+        self.variances = self.factor.diagonal().pow(-2)
         self._made: Factorization | None = None
 
     def factorization(self, make: Callable[[], Factorization]) -> Factorization:
@@ -91,7 +100,7 @@ def divergences(
 ) -> Tensor:
     """The expected divergence of the model with this layer alone rounded, at every width, [widths] float64.
 
-        ½ Σ_r cᵣ·e_r     e_r: `rounding_error` of plain GPTQ, times what MagR leaves of it on a sample of rows
+        ½ Σ_r cᵣ·e_r     e_r: `rounding_error` of every row, times what a sample's true error is of theirs
 
     Args:
         weight: W, [out, in] float32.
@@ -100,31 +109,40 @@ def divergences(
         rows: of the sample.
     """
     sample = torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
-    found = []
-    for width in widths:
-        grid = {"bits": width.bits, "group_size": width.group_size}
-        plain = rounding_error(weight, shared.variances, **grid) * curvature
-        total = plain.sum().double()
-        if config is not None:
-            reduced = _reduced_errors(weight[sample], shared, width, config) @ curvature[sample]
-            # both are 0 where the sampled rows are
-            total = total * (reduced.min() / plain[sample].sum()).nan_to_num(1.0).double()
-        found.append(total / 2)
-    return torch.stack(found).cpu()
+    found = torch.zeros(len(widths), dtype=torch.float64)
+    for group_size in dict.fromkeys(width.group_size for width in widths):
+        places = [i for i, width in enumerate(widths) if width.group_size == group_size]
+        plans = [_plan(config, widths[i].bits, group_size) for i in places]
+        true = _true_errors(weight[sample], shared, plans)
+        for place, plan, errors in zip(places, plans, true, strict=True):
+            foreseen = curvature * rounding_error(
+                weight, shared.variances, bits=plan.bits, group_size=group_size
+            )
+            # both sums are 0 where the sampled rows, or their gradients, are
+            ratio = ((errors @ curvature[sample]) / foreseen[sample].sum()).nan_to_num(1.0, 1.0)
+            found[place] = (foreseen.sum().double() * ratio / 2).cpu()
+    return found
 
 
-def _reduced_errors(weight: Tensor, shared: Shared, width: Width, config: MagRConfig) -> Tensor:
-    """What GPTQ after MagR is expected to leave of the rows, by factor on the step, [factors, rows]."""
-    grid = {"bits": width.bits, "group_size": width.group_size}
-    plan = config.resolve(width.bits, width.group_size)
-    (found,) = reduce_each(
-        weight, shared.hessian, plan, (config.penalty(width.group_size),), shared.factorization
-    )
-    change = found.weight - weight
-    moved = torch.linalg.vecdot(change @ shared.hessian, change)
-    return torch.stack(
-        [
-            moved + rounding_error(found.weight, shared.variances, **grid, beta=beta)
-            for beta in config.betas(width.bits, width.group_size)
-        ]
-    )
+def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
+    plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
+    if config is None:
+        return plain.resolve(bits, group_size).only(Candidate.PLAIN)
+    return config.resolve(bits, group_size)
+
+
+def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[Tensor]:
+    """ΔHΔᵀ of every row, [rows], under each plan; all have one group size."""
+    ready = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
+    most = max(layer.factors.shape[1] for layer, _ in ready)
+    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer, _ in ready]
+    bits = torch.cat([torch.full_like(f[:, :1], plan.bits) for f, plan in zip(factors, plans, strict=True)])
+    every = torch.cat([rows for _, rows in ready])
+    rounded = round_columns(every, shared.factor, bits, torch.cat(factors), plans[0].group_size)
+    found, start = [], 0
+    for layer, rows in ready:
+        mine = rounded.rows(torch.arange(start, start + len(rows), device=weight.device))
+        change = settle(layer, mine).rounded.weight - weight
+        found.append(torch.linalg.vecdot(change @ shared.hessian, change))
+        start += len(rows)
+    return found

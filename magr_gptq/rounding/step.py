@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def least_error_factor(
-    weight: Tensor, scale: Tensor, zero: Tensor, factors: Tensor, *, lowest: int, highest: int
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    factors: Tensor,
+    *,
+    lowest: int | Tensor,
+    highest: int | Tensor,
 ) -> Tensor:
     """Of the factors on the step, the one whose grid is nearest to the weight: [..., 1].
 
@@ -17,7 +23,7 @@ def least_error_factor(
         weight: of a group, [..., columns].
         scale, zero: step δ and zero point, [..., 1].
         factors: [..., factors]; where there is one, nothing is tried.
-        lowest, highest: code.
+        lowest, highest: code; of every row, [..., 1], where both are tensors.
     """
     if factors.shape[-1] == 1:
         return factors

@@ -10,10 +10,12 @@ import torch
 from problems import hessian_of, weight_of
 from torch import Tensor
 
-from eval.lib.baselines import gptq_round, inverse_factor
+from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.allocate import Item, allocate
-from magr_gptq.allocation.worth import Shared, Width, divergences, rounding_error
+from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.worth import Shared, Width, divergences
+from magr_gptq.reduction.penalty import conditional_variances
 
 
 def totals(items: list[Item], chosen: tuple[int, ...] | list[int]) -> tuple[int, float]:
@@ -78,20 +80,39 @@ def test_costs_that_are_not_finite_are_refused() -> None:
 WIDTHS = [Width(bits, group) for bits in (2, 3, 4, 8) for group in (-1, 32)]
 
 
-def test_without_magr_the_cost_is_half_the_weighted_rounding_error() -> None:
-    weight, shared = weight_of(24, 64), Shared(hessian_of(64) / 256)
-    curvature = torch.rand(24)
+@pytest.mark.parametrize("group_size", [-1, 32, 96])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_columns_are_rounded_as_the_reference_rounds_them(bits: int, group_size: int) -> None:
+    weight, shared = weight_of(24, 200), Shared(hessian_of(200))
+    factors = torch.tensor([1.0, 0.85, -0.7]).expand(24, -1)
+    widths = torch.cat([torch.full((24, 1), float(bits)), torch.full((24, 1), 4.0)])
+    rows = torch.cat([weight, weight.flip(0)])
+    found = round_columns(rows, shared.factor, widths, torch.cat([factors, factors]), group_size)
+    expected, step = gptq_grid(weight, inverse_factor(shared.hessian), bits, group_size, factors)
+    torch.testing.assert_close(found.weight[:24], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.scale[:24], step, rtol=1e-3, atol=1e-5)
+    assert found.group_of.tolist() == [i // (200 if group_size == -1 else group_size) for i in range(200)]
+
+
+def test_the_variances_are_those_of_the_penalty() -> None:
+    hessian = hessian_of(64)
+    torch.testing.assert_close(Shared(hessian).variances, conditional_variances(hessian), rtol=1e-3, atol=0.0)
+
+
+def test_with_all_rows_the_cost_is_half_the_weighted_error() -> None:
+    weight, shared, curvature = weight_of(24, 64), Shared(hessian_of(64) / 256), torch.rand(24)
     found = divergences(weight, shared, curvature, WIDTHS, None)
     for width, cost in zip(WIDTHS, found, strict=True):
-        errors = rounding_error(weight, shared.variances, bits=width.bits, group_size=width.group_size)
-        assert float(cost) == pytest.approx(0.5 * float(errors.double() @ curvature.double()), rel=1e-5)
+        change = gptq_round(weight, shared.factor, width.bits, width.group_size) - weight
+        expected = 0.5 * float(((change @ shared.hessian) * change).sum(1) @ curvature)
+        assert float(cost) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_sample_of_rows_speaks_for_all() -> None:
     weight, shared, curvature = weight_of(256, 64), Shared(hessian_of(64) / 256), torch.rand(256)
     every = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=256)
     some = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=64)
-    torch.testing.assert_close(some, every, rtol=0.1, atol=0.0)
+    torch.testing.assert_close(some, every, rtol=0.15, atol=0.0)
 
 
 def test_more_bits_and_smaller_groups_cost_less() -> None:

@@ -2,9 +2,9 @@ r"""Does the expected divergence order layers as rounding one of them at a time 
 
     python -m eval.studies.bits.order $M --calibration $C --evaluation $E --out ORDER.json
 
-Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at 2, 3 and 4 bits; the
-model's divergence is measured on held-out windows, and the layer is put back. Prints the rank correlation with the
-expected divergence, and with the layer's error alone.
+Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at 2, 3 and 4 bits. Then
+the divergence of the model is measured on held-out windows, and the layer is put back. Prints the rank
+correlation with the expected divergence, and with the error of the layer alone.
 """
 
 from __future__ import annotations
