@@ -29,7 +29,7 @@ def least_error_factor(
         return factors
     errors = []
     for step in torch.split(scale * factors, 1, dim=-1):
-        codes = (weight / step).add_(zero).round_().clamp_(lowest, highest)
+        codes = (weight / step).add_(zero).round_().clamp_(lowest, highest)  # type: ignore[arg-type]
         errors.append(codes.sub_(zero).mul_(step).sub_(weight).square_().sum(-1))
     return factors.take_along_dim(torch.stack(errors, -1).argmin(-1, keepdim=True), -1)
 
