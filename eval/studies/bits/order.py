@@ -94,7 +94,9 @@ def main() -> None:
     scored = tokenize(tokenizer, args.evaluation.read_text(encoding="utf-8"), TOKENIZER)[1]
     text = Text.of(model, cut_windows(scored, CONTEXT, args.limit, beginning))
     widths = [Width(bits, args.group_size) for bits in BITS]
-    found = survey(model, batches, widths, engine="gptqmodel", config=MagRConfig(), advance=lambda *_: None)
+    # one layer alone is rounded, so that no other undoes its error
+    config = MagRConfig(target="layer")
+    found = survey(model, batches, widths, engine="gptqmodel", config=config, advance=lambda *_: None)
     records = measured(model, found, batches, text, args.group_size)
     table = correlations(records)
     print(json.dumps(table))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -25,6 +26,9 @@ from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 
+# of what an attention layer's error alone would cost, what is left where the layers after it come near the
+# unquantized model (eval/studies/bits): those of its own block already undo much of it
+LEFT_OF_ATTENTION = 0.55
 # a token's label is drawn from the model's own prediction
 LABEL_SEED = 0
 
@@ -33,8 +37,8 @@ LABEL_SEED = 0
 class Candidate:
     """A layer that is to be quantized.
 
-    shape: [out, in]. divergences: that the model is expected to have with this layer alone rounded, in nats a
-    token, at every width of the survey.
+    shape: [out, in]. divergences: that this layer is expected to bring the model, in nats a token, at every
+    width of the survey.
     """
 
     shape: Shape
@@ -101,13 +105,22 @@ def survey(
     for turn in turns:
         for name, found in _divergences(model, turn, batches, curvature, widths, config, step):
             costs[name] = found
+    undone = engine == "gptqmodel" and config is not None and config.aims_at_model
     candidates = {
         # a layer that no token reached costs nothing at any width
-        name: Candidate(shape_of(layer), costs.get(name, (0.0,) * len(widths)))
+        name: Candidate(
+            shape_of(layer),
+            tuple(_left(name, undone) * cost for cost in costs.get(name, (0.0,) * len(widths))),
+        )
         for name, layer in layers.items()
     }
     tokens = sum(batch.numel() for batch in batches)
     return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine), tokens)
+
+
+def _left(name: str, undone: bool) -> float:
+    # with llm-compressor no layer of a block sees what the others' rounding has done
+    return LEFT_OF_ATTENTION if undone and re.search(r"attn|attention", name) else 1.0
 
 
 def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
