@@ -66,9 +66,8 @@ def one_more(words: Tensor, bits: int) -> Tensor:
 
 def compressed_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor:
     """w = s·(q − z), [out, in]; signed codes q and z are stored with 2ᵇ⁻¹ added."""
-    (group,) = config["config_groups"].values()
-    bits = group["weights"]["num_bits"]
     rows, columns = part["weight_shape"].tolist()
+    bits = _width(config, part["weight_packed"].shape[1], columns)
     codes = unpacked(part["weight_packed"], bits)[:, :columns] - 2 ** (bits - 1)
     scales = part["weight_scale"].float()
     zeros = torch.zeros_like(scales)
@@ -77,6 +76,13 @@ def compressed_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor
     repeats = columns // scales.shape[1]
     weight: Tensor = scales.repeat_interleave(repeats, 1) * (codes - zeros.repeat_interleave(repeats, 1))
     return weight
+
+
+def _width(config: dict[str, Any], words: int, columns: int) -> int:
+    """Of the config's widths, the one at which so many columns take so many words a row."""
+    widths = {group["weights"]["num_bits"] for group in config["config_groups"].values()}
+    (found,) = (bits for bits in widths if words in (-(-columns * bits // 32), -(-columns // 32) * bits))
+    return int(found)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Tensor]]:
