@@ -96,7 +96,9 @@ def main() -> None:
     widths = [Width(bits, args.group_size) for bits in BITS]
     # one layer alone is rounded, so that no other undoes its error
     config = MagRConfig(target="layer")
-    found = survey(model, batches, widths, engine="gptqmodel", config=config, advance=lambda *_: None)
+    found = survey(
+        model, batches, widths, engine="gptqmodel", sym=True, config=config, advance=lambda *_: None
+    )
     records = measured(model, found, batches, text, args.group_size)
     table = correlations(records)
     print(json.dumps(table))

@@ -61,6 +61,7 @@ def _survey(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any]
         torch.split(rows, max(1, TOKENS_AT_ONCE // rows.shape[1])),
         [Width(*width) for width in request["widths"]],
         engine=request["engine"],
+        sym=request["sym"],
         config=None if request["magr"] is None else MagRConfig(**request["magr"]),
         advance=lambda done, total: tell("layers", done=done, total=total),
     )

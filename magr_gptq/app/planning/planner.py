@@ -23,8 +23,8 @@ def survey_of(job: Job, bits: Sequence[int], log: Path, listen: Listener, kept: 
     """
     request = {
         **_layers_request(job), "widths": [[one, job.group_size] for one in bits], "magr": job.magr,
-        "calibration": job.calibration, "samples": job.samples, "seqlen": job.seqlen, "seed": job.seed,
-        "cut": job.cut,
+        "sym": job.sym, "calibration": job.calibration, "samples": job.samples, "seqlen": job.seqlen,
+        "seed": job.seed, "cut": job.cut,
     }  # fmt: skip
     if kept is not None and kept.exists():
         found = BitPlan.read(kept).survey

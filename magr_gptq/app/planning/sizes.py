@@ -19,11 +19,13 @@ ENTRY = len(json.dumps(LONGEST)) + 2
 class Layout:
     """How a toolkit stores a quantized layer.
 
-    layer_bytes: of a layer [out, in] at a width, symmetric or not. tensors: the ends of their names.
+    layer_bytes: of a layer [out, in] at a width, symmetric or not. tensors: the ends of their names;
+    asymmetric: of those that only asymmetric grids have.
     """
 
     layer_bytes: Callable[[Shape, Width, bool], int]
     tensors: tuple[str, ...]
+    asymmetric: tuple[str, ...] = ()
 
 
 def gptq_bytes(shape: Shape, width: Width, _sym: bool) -> int:
@@ -45,7 +47,9 @@ def compressed_bytes(shape: Shape, width: Width, sym: bool) -> int:
 
 LAYOUTS = {
     "gptqmodel": Layout(gptq_bytes, ("qweight", "qzeros", "scales", "g_idx")),
-    "llm-compressor": Layout(compressed_bytes, ("weight_packed", "weight_scale", "weight_shape")),
+    "llm-compressor": Layout(
+        compressed_bytes, ("weight_packed", "weight_scale", "weight_shape"), ("weight_zero_point",)
+    ),
 }
 
 
@@ -54,12 +58,13 @@ def group_count(columns: int, width: Width) -> int:
     return 1 if width.group_size == -1 else -(-columns // width.group_size)
 
 
-def header_bytes(layers: Mapping[str, Shape], others: Mapping[str, int], layout: Layout) -> int:
+def header_bytes(layers: Mapping[str, Shape], others: Mapping[str, int], layout: Layout, sym: bool) -> int:
     """At most what the headers of the files take, with every tensor's name in them.
 
     others: numbers of what is not quantized, by name.
     """
-    packed = (len(name) + 1 + len(end) + ENTRY for name in layers for end in layout.tensors)
+    ends = layout.tensors if sym else (*layout.tensors, *layout.asymmetric)
+    packed = (len(name) + 1 + len(end) + ENTRY for name in layers for end in ends)
     return sum(packed) + sum(len(name) + ENTRY for name in others) + 128
 
 

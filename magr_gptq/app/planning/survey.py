@@ -80,6 +80,7 @@ def survey(
     widths: Sequence[Width],
     *,
     engine: str,
+    sym: bool,
     config: MagRConfig | None,
     advance: Callable[[int, int], None],
 ) -> Survey:
@@ -115,7 +116,7 @@ def survey(
         for name, layer in layers.items()
     }
     tokens = sum(batch.numel() for batch in batches)
-    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine), tokens)
+    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), tokens)
 
 
 def _left(name: str, undone: bool) -> float:
@@ -145,12 +146,12 @@ def shape_of(layer: nn.Module) -> Shape:
     return rows, columns
 
 
-def rest_bytes(model: PreTrainedModel, layers: Layers, engine: str) -> int:
+def rest_bytes(model: PreTrainedModel, layers: Layers, engine: str, sym: bool) -> int:
     """What is not quantized, in 16 bits and each tensor once, and the files' headers."""
     packed = {f"{name}.weight" for name in layers}
     others = {name: p.numel() for name, p in model.named_parameters() if name not in packed}
     shapes = {name: shape_of(layer) for name, layer in layers.items()}
-    return 2 * sum(others.values()) + header_bytes(shapes, others, LAYOUTS[engine])
+    return 2 * sum(others.values()) + header_bytes(shapes, others, LAYOUTS[engine], sym)
 
 
 def curvatures(
