@@ -72,7 +72,10 @@ def load_autogptq(folder: str, device: str, dtype: torch.dtype) -> Any:
             folder, device="cpu", torch_dtype=dtype, disable_exllama=True, disable_exllamav2=True
         )
         return model.model.to(dtype).eval()
-    return AutoGPTQForCausalLM.from_quantized(folder, device=device, torch_dtype=dtype).model.eval()
+    model: torch.nn.Module = AutoGPTQForCausalLM.from_quantized(
+        folder, device=device, torch_dtype=dtype
+    ).model
+    return model.eval()
 
 
 def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:

@@ -91,9 +91,8 @@ def compressed_weight(part: dict[str, Tensor], config: dict[str, Any]) -> Tensor
 
 def compressed_grid(part: dict[str, Tensor], config: dict[str, Any]) -> Grid:
     """What the tensors of a layer hold; signed codes q and z are stored with 2ᵇ⁻¹ added."""
-    (group,) = config["config_groups"].values()
-    bits = group["weights"]["num_bits"]
     rows, columns = part["weight_shape"].tolist()
+    bits = _width(config, part["weight_packed"].shape[1], columns)
     codes = unpacked(part["weight_packed"], bits)[:, :columns] - 2 ** (bits - 1)
     scales = part["weight_scale"].float()
     zeros = torch.zeros_like(scales, dtype=codes.dtype)
@@ -101,6 +100,13 @@ def compressed_grid(part: dict[str, Tensor], config: dict[str, Any]) -> Grid:
         zeros = unpacked(part["weight_zero_point"].T.contiguous(), bits).T[:rows] - 2 ** (bits - 1)
     of_column = torch.arange(columns) // (columns // scales.shape[1])
     return Grid(codes - zeros[:, of_column], scales, of_column)
+
+
+def _width(config: dict[str, Any], words: int, columns: int) -> int:
+    """Of the config's widths, the one at which so many columns take so many words a row."""
+    widths = {group["weights"]["num_bits"] for group in config["config_groups"].values()}
+    (found,) = (bits for bits in widths if words in (-(-columns * bits // 32), -(-columns // 32) * bits))
+    return int(found)
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def least_error_factor(
-    weight: Tensor, scale: Tensor, zero: Tensor, factors: Tensor, *, lowest: int, highest: int
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor,
+    factors: Tensor,
+    *,
+    lowest: int | Tensor,
+    highest: int | Tensor,
 ) -> Tensor:
     """Of the factors on the step, the one whose grid is nearest to the weight: [..., 1].
 
@@ -17,13 +23,13 @@ def least_error_factor(
         weight: of a group, [..., columns].
         scale, zero: step δ and zero point, [..., 1].
         factors: [..., factors]; where there is one, nothing is tried.
-        lowest, highest: code.
+        lowest, highest: code; of every row, [..., 1], where both are tensors.
     """
     if factors.shape[-1] == 1:
         return factors
     errors = []
     for step in torch.split(scale * factors, 1, dim=-1):
-        codes = (weight / step).add_(zero).round_().clamp_(lowest, highest)
+        codes = (weight / step).add_(zero).round_().clamp_(lowest, highest)  # type: ignore[arg-type]
         errors.append(codes.sub_(zero).mul_(step).sub_(weight).square_().sum(-1))
     return factors.take_along_dim(torch.stack(errors, -1).argmin(-1, keepdim=True), -1)
 

@@ -93,6 +93,7 @@ def perplexities() -> dict[str, float]:
 REFUSED = {
     "method": (["--methods", "awq"], "--methods awq: the methods are rtn"),
     "bits": (["--bits", "5"], "--bits 5"),
+    "average": (["--avg-bits", "2.5,few"], "--avg-bits 2.5,few: give numbers with commas between"),
     "number": (["--bits", "two"], "--bits two: give whole numbers"),
     "group": (["--group-size", "0"], "--group-size 0"),
     "device": (["--devices", "0"], "--devices 0: there are 0 GPUs here"),
@@ -178,6 +179,17 @@ def test_everything_is_written_once_and_nothing_is_redone(model: str, fake) -> N
     assert {path: path.stat().st_mtime_ns for path in Path("out", "cells").iterdir()} == before
     assert call(*arguments(model, *options, "--force"))[0] == 0
     assert all(path.stat().st_mtime_ns > old for path, old in before.items())
+
+
+@pytest.mark.skipif(ENGINE != "gptqmodel", reason="AutoGPTQ gives all layers one width")
+def test_bits_by_layer_stand_beside_the_widths(model: str, fake) -> None:
+    options = ("--bits", "3,2", "--avg-bits", "2.5", "--methods", "magr")
+    code, output = call(*arguments(model, *options))
+    assert code == 0, output
+    assert {"magr-w3-g128-prose-seed0", "planned-w2.5-g128-prose-seed0"} < set(perplexities())
+    assert "W2.5 g128" in output
+    text = Path("out", "report.html").read_text()
+    assert "GPTQ + MagR, bits by layer" in text
 
 
 def test_other_settings_need_force_or_another_folder(model: str, fake) -> None:

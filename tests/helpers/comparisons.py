@@ -16,9 +16,9 @@ def cell(method: str, bits: int, group_size: int = -1, seed: int = 0) -> Cell:
     return Cell(method, bits, group_size, seed, "prose")
 
 
-def added(method: str, bits: int, seed: int) -> float:
+def added(method: str, bits: float, seed: int) -> float:
     """To the unquantized perplexity; 0.1 more with every seed."""
-    return ADDED[method] / 4 ** (bits - 2) + 0.1 * seed
+    return ADDED.get(method, 5.0) / 4 ** (bits - 2) + 0.1 * seed
 
 
 def scored(

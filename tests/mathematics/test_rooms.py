@@ -9,7 +9,7 @@ import pytest
 from places import ROOT
 
 # each may import those before it
-ROOMS = ("errors", "config", "reduction", "rounding", "tuning", "toolkits", "app")
+ROOMS = ("errors", "config", "reduction", "rounding", "allocation", "tuning", "toolkits", "app")
 
 
 def modules(package: str) -> dict[str, ast.Module]:

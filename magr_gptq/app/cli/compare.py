@@ -13,7 +13,7 @@ import typer
 from magr_gptq.app.cli.options import CUT_HELP, Cut, EngineName, PositiveScales
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.comparing.comparison import LOGS, Comparison, Request, owned
-from magr_gptq.app.comparing.methods import METHODS, job_fields
+from magr_gptq.app.comparing.methods import METHODS, PLANNED, job_fields
 from magr_gptq.app.comparing.plan import Grid
 from magr_gptq.app.comparing.progress import Watcher
 from magr_gptq.app.comparing.recipe import Recipe, load_recipe
@@ -44,6 +44,9 @@ def compare(
     bits: Annotated[str | None, typer.Option(help="Bits per weight, 4,3,2 if left out.")] = None,
     group_size: Annotated[
         str | None, typer.Option(help="Weights that share a scale, such as -1,128; 128 if left out.")
+    ] = None,
+    avg_bits: Annotated[
+        str | None, typer.Option(help="Also bits by layer, so many a weight on average, such as 2.5,3.5.")
     ] = None,
     methods: Annotated[
         str | None, typer.Option(help=f"Of {', '.join(METHODS)}; gptq,magr if left out.")
@@ -86,7 +89,7 @@ def compare(
             raise InputError("compare draws with matplotlib; pip install 'magr-gptq[eval]'")
         given: dict[str, Any] = {"sym": sym, "samples": samples, "seqlen": seqlen, "limit": limit}
         given["cut"] = cut and cut.value
-        lists = {"bits": bits, "group_size": group_size, "methods": methods}
+        lists = {"bits": bits, "group_size": group_size, "methods": methods, "avg_bits": avg_bits}
         base = (
             _from_recipe(load_recipe(recipe), model)
             if recipe
@@ -96,7 +99,9 @@ def compare(
         base["grids"] = _choose_grids(base.pop("grids", None), lists)
         for method in dict.fromkeys(grid.method for grid in base["grids"]):
             asked = job_fields(method)
-            require_able(engine, rounding=asked["rounding"], magr=asked["magr"] is not None)
+            require_able(
+                engine, rounding=asked["rounding"], magr=asked["magr"] is not None, mixed=method == PLANNED
+            )
         if recipe and (calibration or evaluate):
             base["evaluate"] = _texts(calibration, evaluate)
         if tasks is not None:
@@ -196,6 +201,13 @@ def _numbers(option: str, text: str) -> list[int]:
         raise InputError(f"{option} {text}: give whole numbers with commas between") from error
 
 
+def _averages(text: str) -> list[float]:
+    try:
+        return [float(part) for part in _split(text)]
+    except ValueError as error:
+        raise InputError(f"--avg-bits {text}: give numbers with commas between, such as 2.5,3.5") from error
+
+
 def _choose_grids(recipe: list[Grid] | None, lists: dict[str, str | None]) -> list[Grid]:
     """Every combination of the lists; of a recipe, the cells that are in them."""
     bits = _numbers("--bits", lists["bits"]) if lists["bits"] else None
@@ -216,6 +228,11 @@ def _choose_grids(recipe: list[Grid] | None, lists: dict[str, str | None]) -> li
     else:
         wanted = ((methods, "method"), (bits, "bits"), (groups, "group_size"))
         chosen = [g for g in recipe if all(few is None or getattr(g, name) in few for few, name in wanted)]
+    chosen += [
+        Grid(PLANNED, average, group)
+        for group in groups or GROUP_SIZES
+        for average in _averages(lists["avg_bits"] or "")
+    ]
     if not chosen:
         raise InputError("the recipe has no cell with those --bits, --group-size and --methods")
     return chosen

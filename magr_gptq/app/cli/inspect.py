@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +19,8 @@ from magr_gptq.app.cli.options import (
     AllowPickle,
     CalibrationText,
     Cut,
+    EngineName,
+    ForRuntime,
     Samples,
     Seed,
     SeqLen,
@@ -23,11 +28,16 @@ from magr_gptq.app.cli.options import (
     WindowCut,
 )
 from magr_gptq.app.cli.quantize import check_grid
+from magr_gptq.app.cli.sizing import AvgBits, Size, Sizing
 from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
 from magr_gptq.app.inputs import find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
 from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
 from magr_gptq.app.inspecting.views import show
+from magr_gptq.app.planning.views import draw_plan, show_plan
+from magr_gptq.app.quantizing.engines import DEFAULT_ENGINE, require_able
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.runtimes import Asked
 from magr_gptq.app.text import find_source
 from magr_gptq.errors import InputError
 
@@ -41,7 +51,20 @@ FUSED = (
 def inspect(
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
     calibration: CalibrationText,
-    bits: Annotated[str, typer.Option(help="Bit widths to predict, with commas between.")] = "4,3,2",
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bit widths to predict, with commas between; 4,3,2 if left out.", show_default=False
+        ),
+    ] = None,
+    avg_bits: AvgBits = None,
+    size: Size = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Write the plan of --avg-bits or --size to this file, for quantize --plan."),
+    ] = None,
+    engine: EngineName = DEFAULT_ENGINE,
+    runtime: ForRuntime = None,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
@@ -58,14 +81,26 @@ def inspect(
 ) -> None:
     """Predict what MagR would do to MODEL, layer by layer, without quantizing anything."""
     with errors_shown():
-        widths = parse_widths(bits, group_size)
-        check_outputs(json_file, figure)
+        sizing = Sizing.of(bits, avg_bits, size, None)
+        check_outputs({"--json": json_file, "--figure": figure, "--plan": plan})
         source = str(find_source(calibration))
         found_model = find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
         if find_spec("transformers") is None:
             raise InputError(
                 "inspect runs the model in transformers, which is missing; pip install transformers"
             )
+        if sizing is not None:
+            job = Job(
+                model=found_model, out="", calibration=source, engine=engine, runtime=runtime,
+                group_size=group_size, samples=samples, seqlen=seqlen, seed=seed, cut=cut.value,
+                trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
+            )  # fmt: skip
+            show_sizing(sizing, job, plan or json_file, figure)
+            return
+        for name, value in {"--plan": plan, "--for": runtime}.items():
+            if value is not None:
+                raise InputError(f"{name} {value} belongs to --avg-bits or --size; give one of them, too")
+        widths = parse_widths(bits or "4,3,2", group_size)
         with output_hidden():
             folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             files = read_model(folder, trust_remote_code)
@@ -100,11 +135,30 @@ def parse_widths(text: str, group_size: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(widths))
 
 
-def check_outputs(json_file: Path | None, figure: Path | None) -> None:
-    """Refuse, before the work, what could not be written after it."""
-    for option, path in (("--json", json_file), ("--figure", figure)):
+def show_sizing(sizing: Sizing, job: Job, file: Path | None, figure: Path | None) -> None:
+    """The plan of a size, made without quantizing; written to the files that were asked for."""
+    if job.runtime is not None:
+        asked = Asked(job.engine, job.bits, job.group_size, job.sym, job.desc_act)
+        job = replace(job, engine=sizing.road(job.runtime, asked).engine)
+    check_grid(job.bits, job.group_size)
+    require_able(job.engine, rounding=job.rounding, magr=True, mixed=True)
+    with TemporaryDirectory(prefix="magr-gptq-") as scratch:
+        found = sizing.make(job, Path(scratch, "plan.log"))
+    show_plan(found)
+    if file:
+        file.write_text(found.to_json(), encoding="utf-8")
+        console.print(f"Plan in {file}; change it as you like, and give it to quantize --plan", markup=False)
+    if figure:
+        draw_plan(found, figure)
+        console.print(f"Figure in {figure}", markup=False, soft_wrap=True)
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """Refuse, before the work, what could not be written after it; by option."""
+    for option, path in files.items():
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise InputError(f"{option} {path}: give a file in a folder that exists")
+    figure = files.get("--figure")
     if figure is None:
         return
     if figure.suffix.lower() != ".png":

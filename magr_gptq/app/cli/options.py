@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from magr_gptq.app.quantizing.engines import ENGINES
+from magr_gptq.app.quantizing.runtimes import RUNTIMES
 
 
 class Cut(str, Enum):
@@ -41,5 +42,9 @@ PositiveScales = Annotated[
     typer.Option(
         "--positive-scales", help="Leave out mirrored grids, for readers that take no negative scale."
     ),
+]
+ForRuntime = Annotated[
+    str | None,
+    typer.Option("--for", help=f"What will run the result: {', '.join(RUNTIMES)}.", show_default=False),
 ]
 EngineName = Annotated[str, typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}.")]

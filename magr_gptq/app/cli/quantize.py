@@ -16,6 +16,7 @@ from magr_gptq.app.cli.options import (
     AllowPickle,
     CalibrationText,
     Cut,
+    ForRuntime,
     PositiveScales,
     Samples,
     Seed,
@@ -23,6 +24,7 @@ from magr_gptq.app.cli.options import (
     TrustRemoteCode,
     WindowCut,
 )
+from magr_gptq.app.cli.sizing import AvgBits, Size, Sizing
 from magr_gptq.app.console import (
     STRICT,
     console,
@@ -42,7 +44,7 @@ from magr_gptq.app.quantizing.engines import (
 )
 from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.output import leftovers, output_folder
-from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_road
+from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, Road, choose_road
 from magr_gptq.app.quantizing.verifying import Loaded, require_loader, try_loaders
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import find_source, windows_in_words
@@ -76,16 +78,21 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Model folder or Hugging Face hub id.", show_default=False)],
     calibration: CalibrationText,
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint; new or empty.", show_default=False)],
-    bits: Annotated[int, typer.Option(help="Bits per weight: 2, 3, 4 or 8.")] = 4,
+    bits: Annotated[
+        int | None, typer.Option(help="Bits per weight: 2, 3, 4 or 8; 4 if left out.", show_default=False)
+    ] = None,
+    avg_bits: AvgBits = None,
+    size: Size = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Bits of each layer as in this file, which --avg-bits leaves as bits.json."),
+    ] = None,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
     engine: Annotated[
         str | None,
         typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}; {DEFAULT_ENGINE} if left out."),
     ] = None,
-    runtime: Annotated[
-        str | None,
-        typer.Option("--for", help=f"What will run the result: {', '.join(RUNTIMES)}.", show_default=False),
-    ] = None,
+    runtime: ForRuntime = None,
     rounding: Annotated[
         Rounding, typer.Option("--rounding", "--method", help="GPTQ, or to nearest, also known as rtn.")
     ] = Rounding.gptq,
@@ -126,14 +133,17 @@ def quantize(
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
+        sizing = Sizing.of(bits, avg_bits, size, plan)
+        bits = 4 if bits is None else bits
         check_grid(bits, group_size)
         if runtime is not None:
             asked = Asked(engine, bits, group_size, sym, desc_act)
-            engine, positive_scales = apply_runtime(runtime, asked, magr, positive_scales)
+            road = sizing.road(runtime, asked) if sizing else told_road(runtime, asked)
+            engine, positive_scales = road.engine, positive_scales or needs_positive(runtime, magr)
         engine = engine or DEFAULT_ENGINE
         find_engine(engine)
         how = "gptq" if rounding is Rounding.gptq else "nearest"
-        require_able(engine, rounding=how, magr=magr, desc_act=desc_act)
+        require_able(engine, rounding=how, magr=magr, desc_act=desc_act, mixed=sizing is not None)
         if verify and trust_remote_code:
             raise InputError("--verify runs no code of a model; leave out --verify or --trust-remote-code")
         if tune and (trust_remote_code or allow_pickle):
@@ -155,20 +165,24 @@ def quantize(
             ),
             trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, tune=tune,
         )  # fmt: skip
-        outcome = run(job, verify)
+        job, outcome = run(job, verify, sizing)
         show(job, outcome)
         require_loader([Loaded(**found) for found in outcome.loaded], job.out)
         if strict and outcome.warning:
             raise typer.Exit(STRICT)
 
 
-def apply_runtime(runtime: str, asked: Asked, magr: bool, positive_scales: bool) -> tuple[str, bool]:
-    """The engine for a runtime, and whether scales must be positive; both are told."""
+def told_road(runtime: str, asked: Asked) -> Road:
+    """The road to a runtime, which is told."""
     road = choose_road(runtime, asked)
-    positive = positive_scales or (magr and RUNTIMES[runtime].positive)
-    sign = ", positive scales" if positive else ""
+    sign = ", positive scales" if RUNTIMES[runtime].positive else ""
     console.print(f"For {runtime}: {asked.bits} bits by {road.engine}{sign} ({RUNTIMES[runtime].seen})")
-    return road.engine, positive
+    return road
+
+
+def needs_positive(runtime: str, magr: bool) -> bool:
+    """Whether mirrored grids must be left out for the runtime."""
+    return magr and RUNTIMES[runtime].positive
 
 
 def magr_settings(magr: bool, **options: Any) -> dict[str, Any] | None:
@@ -196,10 +210,10 @@ def check_grid(bits: int, group_size: int) -> None:
         raise InputError(f"--group-size {group_size}: give a positive number, or -1 for the whole row")
 
 
-def run(job: Job, verify: bool | None) -> Outcome:
+def run(job: Job, verify: bool | None, sizing: Sizing | None = None) -> tuple[Job, Outcome]:
     """Do the job under a progress bar; the output folder appears with everything in it, or not at all.
 
-    verify: see `try_loaders`.
+    verify: see `try_loaders`. sizing: gives the job its widths first.
     """
     out = Path(job.out)
     for folder in leftovers(out):
@@ -209,7 +223,10 @@ def run(job: Job, verify: bool | None) -> Outcome:
         )
     log = out.with_name(f"{out.name}.{LOG}")
     with output_folder(out) as folder:
+        log.write_text("")
         try:
+            if sizing is not None:
+                job = sizing.applied(job, log)
             outcome = _run_under_bar(replace(job, out=str(folder)), verify, log)
         except (InputError, KeyboardInterrupt):
             log.unlink(missing_ok=True)
@@ -218,11 +235,12 @@ def run(job: Job, verify: bool | None) -> Outcome:
         (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (folder / CARD).write_text(model_card(job, outcome), encoding="utf-8")
         log.rename(folder / LOG)
-    return outcome
+        if sizing is not None:
+            sizing.keep(job, folder)
+    return job, outcome
 
 
 def _run_under_bar(job: Job, verify: bool | None, log: Path) -> Outcome:
-    log.write_text("")
     with progress_bars() as bars:
         bar = bars.add_task("starting", total=None)
         listen = partial(show_event, bars, bar, "")
@@ -238,7 +256,7 @@ def _run_under_bar(job: Job, verify: bool | None, log: Path) -> Outcome:
 def show(job: Job, outcome: Outcome) -> None:
     """What was done, where it lies, how to load it; the warning last, where there is one."""
     size = sum(file.stat().st_size for file in Path(job.out).glob("*.safetensors"))
-    kind = f"{job.bits} bits, group {job.group_size}"
+    kind = f"{', '.join(map(str, job.all_bits))} bits, group {', '.join(map(str, sorted(job.group_sizes)))}"
     if outcome.seqlen < job.seqlen:
         console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
     begins = windows_in_words(job.cut, [outcome.beginning])

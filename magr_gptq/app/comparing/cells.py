@@ -22,12 +22,12 @@ Record = dict[str, Any]
 class Cell:
     """One measurement: of a checkpoint, of the unquantized model, or of the model's own layers.
 
-    method: a key of `METHODS`, `UNQUANTIZED` or `PROFILE`.
+    method: a key of `METHODS`, `UNQUANTIZED` or `PROFILE`. bits: of `PLANNED`, those of a weight on average.
     calibration: the name of the text that the windows are drawn from; empty for `UNQUANTIZED`.
     """
 
     method: str
-    bits: int = 16
+    bits: float = 16
     group_size: int = -1
     seed: int = 0
     calibration: str = ""
@@ -38,7 +38,7 @@ class Cell:
         if self.method == UNQUANTIZED:
             return UNQUANTIZED
         group = "" if self.group_size == -1 else f"-g{self.group_size}"
-        return f"{self.method}-w{self.bits}{group}-{slug(self.calibration)}-seed{self.seed}"
+        return f"{self.method}-w{self.bits:g}{group}-{slug(self.calibration)}-seed{self.seed}"
 
 
 def slug(name: str) -> str:

@@ -29,10 +29,12 @@ COLOURS = {
     "paper+30": "#8f4a10",
     "magr": "#0a8f6d",
     "magr+5": "#075e48",
+    "planned": "#8b3fa8",
 }
 MARKERS = {
     "rtn": "x", "paper+rtn": "v", "magr+rtn": "P", "gptq": "s",
     "paper": "^", "paper+30": ">", "magr": "o", "magr+5": "D",
+    "planned": "*",
 }  # fmt: skip
 
 STYLE: Any = {
@@ -69,7 +71,8 @@ class Drawing:
             self.figure.savefig(folder / f"{self.name}.svg", metadata={"Date": None}, facecolor=PAPER)
 
 
-def _panel(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+def panel(title: str, across: str, up: str) -> tuple[Figure, Axes]:
+    """An empty one, with its title and what its axes are."""
     figure = Figure(figsize=PANEL, layout="constrained")
     axes = figure.add_subplot()
     # a text's name may hold what would be a formula
@@ -94,15 +97,15 @@ def _scores_panel(table: Table, group: int, rows: list[Row]) -> Drawing:
     base = table.unquantized if table.quantity == PERPLEXITY else None
     up = HEADINGS[table.quantity] if base is None else f"increase of {table.quantity}, %"
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(f"{table.name}, {kind}", "bits", up)
+        figure, axes = panel(f"{table.name}, {kind}", "bits", up)
         bits = sorted({row.bits for row in rows}, reverse=True)
         methods = [name for name in METHODS if any(row.method == name for row in rows)]
         lowest = min(_mean_line(axes, rows, bits, method, methods, base) for method in methods)
-        axes.set_xticks(range(len(bits)), [str(b) for b in bits])
+        axes.set_xticks(range(len(bits)), [f"{b:g}" for b in bits])
         axes.set_xlim(-0.5, len(bits) - 0.5)
         axes.xaxis.grid(False)
         if lowest > 0:
-            _log_scale(axes)
+            log_scale(axes)
         axes.legend(loc="upper left")
     words = f"{table.quantity} on {table.name}, {kind}, over the unquantized model, by bits and method."
     name = slug(f"{table.quantity}-{table.name}" + (f"-g{group}" if group > 0 else ""))
@@ -110,7 +113,7 @@ def _scores_panel(table: Table, group: int, rows: list[Row]) -> Drawing:
 
 
 def _mean_line(
-    axes: Axes, rows: list[Row], bits: list[int], method: str, methods: list[str], base: float | None
+    axes: Axes, rows: list[Row], bits: list[float], method: str, methods: list[str], base: float | None
 ) -> float:
     """Draw one method; its lowest value."""
     mine = sorted((row for row in rows if row.method == method), key=lambda row: -row.bits)
@@ -125,7 +128,8 @@ def _mean_line(
     return min(values)
 
 
-def _log_scale(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
+    """Up the axis, with plain numbers at 1, 2 and 5."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
@@ -135,7 +139,7 @@ def _log_scale(axes: Axes) -> None:
 def draw_magnitudes(layer: str, record: Record) -> Drawing:
     """One layer's channels: largest magnitude after MagR against before (the paper's Figure 1)."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(_short(layer), "largest magnitude before", "after MagR")
+        figure, axes = panel(_short(layer), "largest magnitude before", "after MagR")
         axes.scatter(record["before"], record["after"], s=9, color=COLOURS["magr"], alpha=0.55, linewidths=0)
         edge = 1.04 * max([*record["before"], *record["after"]])
         axes.plot([0, edge], [0, edge], color=MUTED, linestyle="--", linewidth=1, label="unchanged")
@@ -146,11 +150,11 @@ def draw_magnitudes(layer: str, record: Record) -> Drawing:
     return Drawing(slug(f"magnitudes-{layer}"), described, figure)
 
 
-def draw_layer_errors(grid: tuple[int, int], methods: Mapping[str, Mapping[str, float]]) -> Drawing:
+def draw_layer_errors(grid: tuple[float, int], methods: Mapping[str, Mapping[str, float]]) -> Drawing:
     """The relative output error of every layer at one grid (after the paper's Figure 2)."""
     name = grid_name(*grid)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(name, "layer, in the order of the model", "relative output error")
+        figure, axes = panel(name, "layer, in the order of the model", "relative output error")
         for method in [name for name in METHODS if name in methods]:
             errors = list(methods[method].values())
             places = range(1, len(errors) + 1)
@@ -160,7 +164,7 @@ def draw_layer_errors(grid: tuple[int, int], methods: Mapping[str, Mapping[str, 
                 linewidths=0 if MARKERS[method] != "x" else 1, label=METHODS[method].label,
             )  # fmt: skip
         if all(error > 0 for errors in methods.values() for error in errors.values()):
-            _log_scale(axes)
+            log_scale(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         # above the axes, where no curve can pass
         axes.set_title("")

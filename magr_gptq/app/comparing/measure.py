@@ -7,10 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
+from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record, slug, write_atomically
 from magr_gptq.app.comparing.checkpoint import describe
-from magr_gptq.app.comparing.methods import job_fields
+from magr_gptq.app.comparing.methods import PLANNED, job_fields
 from magr_gptq.app.comparing.plan import Plan
+from magr_gptq.app.planning.decide import Budget, decide
+from magr_gptq.app.planning.plan import BITS
+from magr_gptq.app.planning.planner import survey_of, with_plan
 from magr_gptq.app.processes import Listener, ask_once
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.job import Job
@@ -29,7 +32,10 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
         return _scores(cell, plan, None, worker.log, listen)
     with tempfile.TemporaryDirectory(prefix=f"{cell.name}-", dir=folder) as scratch:
         out = Path(scratch, "checkpoint")
-        outcome = worker.quantize(_job(cell, plan, out), listen)
+        job = _job(cell, plan, out)
+        if cell.method == PLANNED:
+            job = _planned(job, cell, folder, worker.log, listen)
+        outcome = worker.quantize(job, listen)
         record: Record = {
             "quantize_seconds": outcome.seconds,
             "seqlen": outcome.seqlen,
@@ -38,6 +44,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
             "magr": outcome.summary,
             "warning": outcome.warning,
             "layers": outcome.layers,
+            "widths": job.widths,
             "checkpoint": describe(out),
         }
         record |= _scores(cell, plan, str(out), worker.log, listen)
@@ -47,9 +54,24 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
 def _job(cell: Cell, plan: Plan, out: Path) -> Job:
     return Job(
         model=plan.model, out=str(out), calibration=plan.calibrations[cell.calibration], engine=plan.engine,
-        bits=cell.bits, group_size=cell.group_size, sym=plan.sym, samples=plan.samples, seqlen=plan.seqlen,
-        seed=cell.seed, cut=plan.cut, **job_fields(cell.method, plan.positive_scales),
+        bits=int(cell.bits), group_size=cell.group_size, sym=plan.sym, samples=plan.samples,
+        seqlen=plan.seqlen, seed=cell.seed, cut=plan.cut, **job_fields(cell.method, plan.positive_scales),
     )  # fmt: skip
+
+
+def _planned(job: Job, cell: Cell, folder: Path, log: Path, listen: Listener) -> Job:
+    """The job with bits by layer; the survey is kept for the other sizes of this calibration."""
+    listen({"text": "weighing the layers"})
+    kept = folder / f"survey-g{cell.group_size}-{slug(cell.calibration)}-seed{cell.seed}.json"
+    found = survey_of(job, BITS, log, _stages(listen), kept)
+    bits = decide(found, Budget(avg_bits=cell.bits), engine=job.engine, sym=job.sym)
+    write_atomically(kept, bits.to_json())
+    return with_plan(job, bits)
+
+
+def _stages(listen: Listener) -> Listener:
+    """Leaves out the counts of a survey, which are not of layers that are quantized."""
+    return lambda event: listen(event) if "text" in event else None
 
 
 def _scores(cell: Cell, plan: Plan, checkpoint: str | None, log: Path, listen: Listener) -> Record:

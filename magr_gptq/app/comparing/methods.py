@@ -7,6 +7,9 @@ from typing import Any
 
 from magr_gptq.errors import InputError
 
+# every layer has bits of its own, see `magr_gptq.app.planning`
+PLANNED = "planned"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -26,6 +29,7 @@ METHODS = {
     "paper+30": Method("GPTQ + MagR, paper, 30 sweeps", {"preset": "paper", "refine": 30}),
     "magr": Method("GPTQ + MagR", {}),
     "magr+5": Method("GPTQ + MagR, 5 sweeps", {"refine": 5}),
+    PLANNED: Method("GPTQ + MagR, bits by layer", {}),
 }
 
 

@@ -122,10 +122,10 @@ def fetch_texts(sources: dict[str, str], folder: Path, limit: int | None) -> dic
 
 @dataclass(frozen=True)
 class Grid:
-    """A method at a number of bits and a group size."""
+    """A method at a number of bits, of `PLANNED` their average, and a group size."""
 
     method: str
-    bits: int
+    bits: float
     group_size: int
 
 
@@ -134,7 +134,7 @@ def list_cells(grids: Sequence[Grid], calibrations: Sequence[str], seeds: int) -
     for grid in grids:
         job_fields(grid.method)
     least = min(grids, key=lambda grid: (grid.bits, grid.group_size))
-    first = [Cell(UNQUANTIZED), Cell(PROFILE, least.bits, least.group_size, 0, calibrations[0])]
+    first = [Cell(UNQUANTIZED), Cell(PROFILE, int(least.bits), least.group_size, 0, calibrations[0])]
     return first + [
         Cell(grid.method, grid.bits, grid.group_size, seed, calibration)
         for seed in range(seeds)

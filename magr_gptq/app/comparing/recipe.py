@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from magr_gptq.app.comparing.cells import UNQUANTIZED
 from magr_gptq.app.comparing.methods import METHODS
 from magr_gptq.app.comparing.plan import Grid
-from magr_gptq.app.comparing.results import Reference
+from magr_gptq.app.comparing.results import Key, Reference
 from magr_gptq.errors import InputError
 from magr_score.windows import CUTS, TOKENIZER
 
@@ -85,7 +85,7 @@ class _Reader:
         evaluate = self._runs(values["runs"])
         tasks = self._names("tasks", values.get("tasks", []))
         known = {name for names in evaluate.values() for name in names} | set(tasks)
-        cells = {}
+        cells: dict[Key, dict[str, float | None]] = {}
         for number, cell in enumerate(values["cells"]):
             key, published = self._cell(f"cells[{number}]", cell, known)
             if key in cells:
@@ -115,9 +115,7 @@ class _Reader:
             self._refuse("runs", "needs a run, and every run a text to evaluate")
         return evaluate
 
-    def _cell(
-        self, place: str, cell: Any, known: set[str]
-    ) -> tuple[tuple[str, int, int], dict[str, float | None]]:
+    def _cell(self, place: str, cell: Any, known: set[str]) -> tuple[Key, dict[str, float | None]]:
         self._keys(place, cell, {"method": str, "bits": int, "group_size": int, "published": dict})
         if cell["method"] not in (*METHODS, UNQUANTIZED):
             self._refuse(place, f"has the method {cell['method']!r}, not one of {', '.join(METHODS)}")

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from magr_gptq.app.comparing import figures, formats, table
+from magr_gptq.app.comparing import by_size, figures, formats, table
 from magr_gptq.app.comparing.cells import Cell, Record, finite, write_atomically
 from magr_gptq.app.comparing.figures import Drawing
 from magr_gptq.app.comparing.results import (
@@ -62,6 +62,8 @@ def write_report(folder: Path, records: Mapping[Cell, Record], facts: Facts) -> 
     divergence = divergence_tables(records)
     verdict = judge(perplexity, divergence)
     panels = {entry: figures.draw_scores(entry) for entry in (*perplexity, *divergence)}
+    for entry in divergence:
+        panels[entry] += by_size.draw(entry, costs(records))
     magnitudes = _magnitudes(records)
     errors = [figures.draw_layer_errors(grid, found) for grid, found in _lowest_last(records)]
     figures.save_all([*chain(*panels.values()), *magnitudes, *errors], folder / "figures")
@@ -86,7 +88,9 @@ def _magnitudes(records: Mapping[Cell, Record]) -> list[Drawing]:
     return [figures.draw_magnitudes(layer, values) for layer, values in layers.items()]
 
 
-def _lowest_last(records: Mapping[Cell, Record]) -> list[tuple[tuple[int, int], dict[str, dict[str, float]]]]:
+def _lowest_last(
+    records: Mapping[Cell, Record],
+) -> list[tuple[tuple[float, int], dict[str, dict[str, float]]]]:
     return sorted(layer_errors(records).items(), key=lambda entry: (-entry[0][0], entry[0][1]))
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record
 from magr_gptq.app.comparing.methods import METHODS
 
+# a method, its bits and its group size
+Key = tuple[str, float, int]
 PLAIN = "gptq"
 PERPLEXITY, DIVERGENCE, ACCURACY = "perplexity", "divergence", "accuracy"
 
@@ -21,7 +23,7 @@ class _Entry:
     """What one method made at one grid."""
 
     method: str
-    bits: int
+    bits: float
     group_size: int
 
     @property
@@ -81,12 +83,12 @@ class Cost(_Entry):
     layout: str | None
 
 
-def grid_name(bits: int, group_size: int) -> str:
-    """As people write it: W3, W3 g128."""
-    return f"W{bits}" if group_size == -1 else f"W{bits} g{group_size}"
+def grid_name(bits: float, group_size: int) -> str:
+    """As people write it: W3, W3 g128, W2.5."""
+    return f"W{bits:g}" if group_size == -1 else f"W{bits:g} g{group_size}"
 
 
-Reference = Mapping[tuple[str, int, int], Mapping[str, float | None]]
+Reference = Mapping[Key, Mapping[str, float | None]]
 
 
 def perplexity_tables(records: Mapping[Cell, Record], paper: Reference) -> list[Table]:
@@ -118,7 +120,7 @@ def accuracy_tables(records: Mapping[Cell, Record], paper: Reference) -> list[Ta
 def _tables(
     quantity: str, records: Mapping[Cell, Record], paper: Reference, read: Callable[[Record], Any]
 ) -> list[Table]:
-    values: dict[str, dict[tuple[str, int, int], list[float | None]]] = defaultdict(lambda: defaultdict(list))
+    values: dict[str, dict[Key, list[float | None]]] = defaultdict(lambda: defaultdict(list))
     for cell, record in finished(records).items():
         for name, value in read(record).items():
             values[name][cell.method, cell.bits, cell.group_size].append(value)
@@ -136,7 +138,7 @@ def _tables(
 
 
 def _row(
-    key: tuple[str, int, int],
+    key: Key,
     entries: list[float | None],
     unquantized: float | None,
     plain: float | None,
@@ -160,21 +162,21 @@ def _mean(entries: list[float | None]) -> float | None:
     return statistics.mean(values) if values else None
 
 
-def _order(key: tuple[str, int, int]) -> tuple[int, int, int]:
+def _order(key: Key) -> tuple[float, int, int]:
     method, bits, group_size = key
     return -bits, -1 if group_size == -1 else 10**6 - group_size, list(METHODS).index(method)
 
 
 def costs(records: Mapping[Cell, Record]) -> list[Cost]:
     """One entry a method and grid."""
-    found: dict[tuple[str, int, int], list[Record]] = defaultdict(list)
+    found: dict[Key, list[Record]] = defaultdict(list)
     for cell, record in finished(records).items():
         if cell.method != UNQUANTIZED:
             found[cell.method, cell.bits, cell.group_size].append(record)
     return [_cost(key, found[key]) for key in sorted(found, key=_order)]
 
 
-def _cost(key: tuple[str, int, int], records: list[Record]) -> Cost:
+def _cost(key: Key, records: list[Record]) -> Cost:
     def mean(read: Any) -> float:
         return float(statistics.mean(read(record) for record in records))
 
@@ -190,9 +192,9 @@ def _cost(key: tuple[str, int, int], records: list[Record]) -> Cost:
     )
 
 
-def layer_errors(records: Mapping[Cell, Record]) -> dict[tuple[int, int], dict[str, dict[str, float]]]:
+def layer_errors(records: Mapping[Cell, Record]) -> dict[tuple[float, int], dict[str, dict[str, float]]]:
     """Relative output error by grid, method and layer, of the first seed that there is."""
-    found: dict[tuple[int, int], dict[str, dict[str, float]]] = defaultdict(dict)
+    found: dict[tuple[float, int], dict[str, dict[str, float]]] = defaultdict(dict)
     for cell, record in sorted(finished(records).items(), key=lambda entry: entry[0].seed):
         if cell.method != UNQUANTIZED:
             found[cell.bits, cell.group_size].setdefault(cell.method, record["layer_errors"])

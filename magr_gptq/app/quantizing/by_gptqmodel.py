@@ -15,6 +15,7 @@ from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from gptqmodel.models.auto import SUPPORTED_MODELS
 from gptqmodel.quantization.config import Fallback
 
+from magr_gptq.app.planning.written import dynamic_of
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report, quantized_layers, refuse_shared
 from magr_gptq.app.quantizing.savable import require_savable
@@ -113,7 +114,7 @@ def _forget_offload(folder: Path) -> None:
 
 
 def _quantize_config(job: Job, **options: Any) -> Any:
-    if job.group_size == -1 or job.desc_act:
+    if -1 in job.group_sizes or job.desc_act:
         # group-aware reordering, on by default, needs groups and the columns in their own order
         options["act_group_aware"] = False
     if job.magr is not None:
@@ -121,6 +122,8 @@ def _quantize_config(job: Job, **options: Any) -> Any:
     elif job.rounding == "nearest":
         # the toolkit rounds layers of fewer samples to nearest: that is, all of them
         options["fallback"] = Fallback(threshold=float("inf"))
+    if job.widths is not None:
+        options["dynamic"] = dynamic_of(job.widths, (job.bits, job.group_size))
     return QuantizeConfig(
         bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act,
         **{**options, **job.options},

@@ -15,6 +15,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from loguru import logger
 from transformers import AutoModelForCausalLM
 
+from magr_gptq.app.planning.written import config_groups_of, weight_scheme
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.layers import full_report, fused_experts, refuse_shared
 from magr_gptq.app.quantizing.savable import require_savable
@@ -34,7 +35,7 @@ def quantize(
         job.model, dtype=dtype, trust_remote_code=job.trust_remote_code
     )
     require_savable(model.config, job.engine)
-    _refuse_tails(model, job.group_size)
+    _refuse_tails(model, job)
     if job.magr is not None:
         refuse_shared(model)
     modifier = _modifier(job)
@@ -53,24 +54,18 @@ def quantize(
 
 def _modifier(job: Job) -> Any:
     """The modifier of this method, for every linear layer but the head."""
-    grouped = (
-        {"strategy": "channel"}
-        if job.group_size == -1
-        else {"strategy": "group", "group_size": job.group_size}
-    )
-    weights = {"num_bits": job.bits, "type": "int", "symmetric": job.sym, **grouped}
-    scheme = {
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}, "ignore": ["lm_head"],
-        **job.options,
-    }  # fmt: skip
+    every = {"targets": ["Linear"], "weights": weight_scheme(job.bits, job.group_size, job.sym)}
+    groups = {"group_0": every} if job.widths is None else config_groups_of(job.widths, job.sym)
+    scheme = {"config_groups": groups, "ignore": ["lm_head"], **job.options}
     if job.magr is not None:
         return MagRGPTQModifier(magr=job.toolkit_magr, **scheme)
     return GPTQModifier(**scheme) if job.rounding == "gptq" else QuantizationModifier(**scheme)
 
 
-def _refuse_tails(model: torch.nn.Module, group_size: int) -> None:
+def _refuse_tails(model: torch.nn.Module, job: Job) -> None:
     """InputError where groups don't divide a layer, which llm-compressor finds out after calibration."""
     for name, module in model.named_modules():
+        group_size = job.width_of(name)[1]
         if isinstance(module, torch.nn.Linear) and group_size != -1 and module.in_features % group_size:
             raise InputError(
                 f"--group-size {group_size}: {name} has {module.in_features} columns, and llm-compressor "

@@ -29,7 +29,7 @@ def model_card(job: Job, outcome: Outcome) -> str:
     """The text of README.md; local paths are named by their last part only."""
     parts = (
         f"---\n{front_matter(job)}\n---",
-        f"# {_name(job.model)}, {job.bits}-bit {_method(job)}",
+        f"# {_name(job.model)}, {'mixed' if job.widths else job.bits}-bit {_method(job)}",
         "\n".join(_settings(job, outcome)),
         "## Layers\n\n" + "\n".join(_layers(outcome)),
         "## Loading\n\n" + "\n\n".join(_loading(job, outcome)),
@@ -49,9 +49,9 @@ def front_matter(job: Job) -> str:
         base_model=job.model if on_hub else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gptq", *magr, f"{job.bits}-bit"],
+        tags=["gptq", *magr, *(f"{bits}-bit" for bits in job.all_bits)],
         base_model_relation="quantized" if on_hub else None,
-        bits=job.bits,
+        bits=job.bits if job.widths is None else None,
         group_size=job.group_size,
     )
     return data.to_yaml()
@@ -62,7 +62,8 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     windows = f"{job.samples} random windows of {outcome.seqlen} tokens"
     begins = windows_in_words(job.cut, [outcome.beginning])
     yield f"- Base model: {_name(job.model)}"
-    yield f"- Bits: {job.bits}"
+    each = " by layer, as in `bits.json`" if job.widths else ""
+    yield f"- Bits: {', '.join(map(str, job.all_bits))}{each}"
     yield f"- Group size: {'the whole row' if job.group_size == -1 else job.group_size}"
     yield f"- Symmetric: {_yes(job.sym)}; desc_act: {_yes(job.desc_act)}"
     yield f"- MagR: {magr}"
@@ -74,8 +75,9 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
         yield f"- Made for: {job.runtime}"
     yield "- Made with: " + ", ".join(f"{name} {number}" for name, number in outcome.versions.items())
     release = outcome.versions.get("compressed-tensors")
-    if release and (note := packing_note(job.bits, release)):
-        yield f"- Reading it: {note}"
+    for bits in job.all_bits:
+        if release and (note := packing_note(bits, release)):
+            yield f"- Reading it: {note}"
 
 
 def _layers(outcome: Outcome) -> Iterator[str]:

@@ -25,6 +25,7 @@ class Engine:
     kernels: what transformers needs, to load the checkpoints.
     packer: the distribution that packs the codes, where it is not the toolkit.
     plain_nearest: whether it rounds to nearest without MagR, too. desc_act: whether it can save an order.
+    mixed: whether its checkpoints can name a width for each layer.
     """
 
     toolkit: str
@@ -35,6 +36,7 @@ class Engine:
     packer: str | None = None
     plain_nearest: bool = False
     desc_act: bool = True
+    mixed: bool = False
 
     @property
     def loader(self) -> str:
@@ -67,6 +69,7 @@ ENGINES = {
         loaders=("gptqmodel", "transformers"),
         least_tokens=11,
         plain_nearest=True,
+        mixed=True,
     ),
     "auto-gptq": Engine(
         toolkit="auto-gptq",
@@ -92,6 +95,7 @@ ENGINES = {
         packer="compressed-tensors",
         plain_nearest=True,
         desc_act=False,
+        mixed=True,
     ),
 }
 DEFAULT_ENGINE = "gptqmodel"
@@ -129,12 +133,17 @@ def loading(engine: str, loader: str, out: str) -> str:
     return LOADING[loader].format(out=out, kernels=ENGINES[engine].kernels)
 
 
-def require_able(name: str, *, rounding: str, magr: bool, desc_act: bool = False) -> None:
+def require_able(
+    name: str, *, rounding: str, magr: bool, desc_act: bool = False, mixed: bool = False
+) -> None:
     """InputError where the engine of this name can't do what a job asks of it, with one that can."""
     engine = ENGINES[name]
     if rounding == "nearest" and not magr and not engine.plain_nearest:
         able = " or ".join(other for other, found in ENGINES.items() if found.plain_nearest)
         raise InputError(f"{name} cannot round to nearest without MagR; use --engine {able}")
+    if mixed and not engine.mixed:
+        able = " or ".join(other for other, found in ENGINES.items() if found.mixed)
+        raise InputError(f"{name} gives all layers one width: name --bits, or use --engine {able}")
     if desc_act and not engine.desc_act:
         raise InputError(
             f"--desc-act: {name} saves no order of columns (it rounds them by importance anyhow, and puts "

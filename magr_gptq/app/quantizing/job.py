@@ -18,6 +18,7 @@ class Job:
     magr: the settings of `MagRConfig`; {} for its defaults, None for the plain method.
     cut: of `magr_score.windows.CUTS`, how the calibration windows begin.
     tune: fit scales, norms and biases afterwards, see `magr_gptq.app.tuning`.
+    widths: of a plan, bits and group size by layer; `bits` and `group_size` are then those of most weights.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
     allow_pickle: load weights from pickle files, which can run code, too.
@@ -39,9 +40,25 @@ class Job:
     cut: str = TOKENIZER
     magr: dict[str, Any] | None = field(default_factory=dict)
     tune: bool = False
+    widths: dict[str, tuple[int, int]] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    def width_of(self, layer: str) -> tuple[int, int]:
+        """Bits and group size of a layer by its full name."""
+        bits, group_size = (self.widths or {}).get(layer, (self.bits, self.group_size))
+        return bits, group_size
+
+    @property
+    def all_bits(self) -> list[int]:
+        """Of any layer, the least first."""
+        return sorted({bits for bits, _ in (self.widths or {}).values()}) or [self.bits]
+
+    @property
+    def group_sizes(self) -> set[int]:
+        """All that some layer has."""
+        return {group for _, group in (self.widths or {}).values()} or {self.group_size}
 
     @property
     def toolkit_magr(self) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ def full_report(
     report.dropped = seen.dropped
     for name in dict.fromkeys([*names, *known, *fallbacks]):
         why = UNSEEN if job.magr is not None else None
-        layer = known.get(name, LayerReport(name, job.bits, job.group_size, skipped=why))
+        layer = known.get(name, LayerReport(name, *job.width_of(name), skipped=why))
         report.add(replace(layer, fallback=layer.fallback or fallbacks.get(name)))
     for name in left:
         report.add(LayerReport(name, 16, -1, skipped=FUSED, aside="not quantized"))

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.errors import InputError
@@ -21,6 +22,7 @@ class Road:
     """An engine whose checkpoints a runtime loads, and which of them.
 
     asymmetric, desc_act: whether it loads those, too. powers: group sizes must be powers of two.
+    mixed: the bits that layers of one checkpoint may have side by side; none where it reads one width alone.
     """
 
     engine: str
@@ -28,6 +30,7 @@ class Road:
     asymmetric: bool = True
     desc_act: bool = True
     powers: bool = False
+    mixed: tuple[int, ...] = ()
 
     def refusals(self, asked: Asked) -> list[str]:
         """What of it the runtime does not load, in the words of the options; nothing where it loads all."""
@@ -78,20 +81,30 @@ class Asked:
 
 RUNTIMES = {
     "transformers": Runtime(
-        (Road("gptqmodel"), Road("transformers"), Road("optimum"), Road("llm-compressor")), seen=TESTED
+        (
+            # it looks for one width in the config, and fails on 3 bits beside others
+            Road("gptqmodel", mixed=(2, 4, 8)),
+            Road("transformers"),
+            Road("optimum"),
+            Road("llm-compressor", mixed=ALL),
+        ),
+        seen=TESTED,
     ),
-    "gptqmodel": Runtime((Road("gptqmodel"), Road("transformers"), Road("optimum")), seen=TESTED),
+    "gptqmodel": Runtime((Road("gptqmodel", mixed=ALL), Road("transformers"), Road("optimum")), seen=TESTED),
     "auto-gptq": Runtime((Road("auto-gptq"),), seen=TESTED),
     "vllm": Runtime(
         # it has dropped GPTQ of 2 and 3 bits (vllm-project/vllm#38288)
-        (Road("gptqmodel", (4, 8), asymmetric=False, desc_act=False), Road("llm-compressor")),
+        (
+            Road("gptqmodel", (4, 8), asymmetric=False, desc_act=False, mixed=(4, 8)),
+            Road("llm-compressor", mixed=ALL),
+        ),
         seen=f"4 bits {RUN}; others {READ}",
     ),
     # Marlin with VLLM_MARLIN_INPUT_DTYPE=int8 reads scales as unsigned (vllm-project/vllm#48905)
     "vllm-int8": Runtime(
         (Road("gptqmodel", (4,), asymmetric=False, desc_act=False),), seen=READ, positive=True
     ),
-    "sglang": Runtime((Road("gptqmodel", asymmetric=False, desc_act=False),), seen=READ),
+    "sglang": Runtime((Road("gptqmodel", asymmetric=False, desc_act=False, mixed=ALL),), seen=READ),
     "onnxruntime": Runtime((Road("gptqmodel", (2, 4, 8), asymmetric=False, powers=True),)),
     # optimum-intel reads no g_idx, and applies zero points twice
     "openvino": Runtime((Road("gptqmodel", (4,), asymmetric=False, desc_act=False),)),
@@ -109,11 +122,7 @@ def choose_road(name: str, asked: Asked) -> Road:
     Raises:
         InputError: an unknown runtime, or one that does not load this, with what it does load.
     """
-    runtime = RUNTIMES.get(name)
-    if runtime is None:
-        raise InputError(f"--for {name}: the runtimes are {', '.join(RUNTIMES)}")
-    if not runtime.roads:
-        raise InputError(f"--for {name}: {runtime.remedy}")
+    runtime = _runtime(name)
     able = [road for road in runtime.roads if not road.refusals(asked)]
     if not able:
         # the road that lacks least says it best
@@ -122,4 +131,30 @@ def choose_road(name: str, asked: Asked) -> Road:
             f"--for {name}: it does not load {' with '.join(least)}; it loads "
             f"{'; '.join(map(str, runtime.roads))}"
         )
-    return next((road for road in able if ENGINES[road.engine].toolkit in installed()), able[0])
+    return _installed(able)
+
+
+def choose_mixed_road(name: str, asked: Asked) -> Road:
+    """As `choose_road`, for layers of several widths, whatever bits are asked for."""
+    roads = [road for road in _runtime(name).roads if len(road.mixed) > 1]
+    able = [road for road in roads if not road.refusals(replace(asked, bits=road.mixed[0]))]
+    if not able:
+        does = "; ".join(f"{', '.join(map(str, road.mixed))} bits by {road.engine}" for road in roads)
+        raise InputError(
+            f"--for {name}: layers of several widths load there from {does or 'no engine'}; for one width, "
+            "name --bits"
+        )
+    return _installed(able)
+
+
+def _runtime(name: str) -> Runtime:
+    runtime = RUNTIMES.get(name)
+    if runtime is None:
+        raise InputError(f"--for {name}: the runtimes are {', '.join(RUNTIMES)}")
+    if not runtime.roads:
+        raise InputError(f"--for {name}: {runtime.remedy}")
+    return runtime
+
+
+def _installed(roads: Sequence[Road]) -> Road:
+    return next((road for road in roads if ENGINES[road.engine].toolkit in installed()), roads[0])

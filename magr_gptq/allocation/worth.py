@@ -1,0 +1,149 @@
+"""What a width costs: how far a model's predictions are expected to move when one layer is rounded to it.
+
+Let g be the gradient of −log p(y | x) at a layer's outputs, with y drawn from the model's own prediction p.
+To second order, rounding the layer's W to W + Δ moves the predictions by
+
+    KL(p ‖ p') ≈ ½ E[(gᵀΔx)²] ≈ ½ Σ_r E[g_r²] · (ΔHΔᵀ)_rr        H = E[xxᵀ], r over the layer's rows
+
+The first step is the Fisher information at the layer's outputs (J. Martens, "New Insights and Perspectives on
+the Natural Gradient Method", JMLR 21, 2020, section 5), the second takes errors of different rows, and errors
+and gradients, as uncorrelated, as K-FAC does (J. Martens and R. Grosse, ICML 2015). The error (ΔHΔᵀ)_rr is
+found by rounding a sample of rows, as rows are rounded one by one, and foreseen for the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magr_gptq.allocation.columns import round_columns
+from magr_gptq.config import Candidate, MagRConfig, Plan
+from magr_gptq.reduction.factorization import Factorization
+from magr_gptq.reduction.groups import group_views
+from magr_gptq.reduction.hessian import shifted_cholesky
+from magr_gptq.reduction.penalty import DAMPING
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.settle import settle
+
+# of a layer, which speak for all
+SAMPLED_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Width:
+    """A grid that a layer may be rounded to: bits, and columns that share a scale, −1 for the whole row."""
+
+    bits: int
+    group_size: int = -1
+
+
+class Shared:
+    """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it.
+
+    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, [in, in].
+    """
+
+    def __init__(self, hessian: Tensor) -> None:
+        self.hessian = hessian
+        shift = DAMPING * hessian.diagonal().mean()[None]
+        damped, _ = shifted_cholesky(hessian.clone, shift)
+        self.factor = torch.linalg.cholesky(torch.cholesky_inverse(damped), upper=True)
+        self.variances = self.factor.diagonal().pow(-2)
+        self._made: Factorization | None = None
+
+    def factorization(self, make: Callable[[], Factorization]) -> Factorization:
+        """As `reduce_each` asks for it: made once."""
+        if self._made is None:
+            self._made = make()
+        return self._made
+
+
+def rounding_error(
+    weight: Tensor, variances: Tensor, *, bits: int, group_size: int = -1, beta: float = 1.0
+) -> Tensor:
+    """The squared output error that GPTQ is expected to make on every row, [out].
+
+        Σ_g Σ_{i∈g} eᵢ²/Uᵢᵢ²,   eᵢ² = δ_g²/12                   where |wᵢ| ≤ βm,   m = max |w_g|
+                                eᵢ² = (|wᵢ| − βm + δ_g/2)²      beyond, where wᵢ is clipped
+
+    with δ_g = 2βm/(2ᵇ − 1), the step of a grid that spans ±βm. GPTQ's loss is the sum of
+    its squared rounding errors over Uᵢᵢ², exactly; that they are uniform on ±δ/2 is assumed.
+
+    Args:
+        weight: what is rounded, [out, in].
+        variances: 1/Uᵢᵢ² as `conditional_variances` gives them, [in].
+        beta: factor on the quantization step.
+    """
+    total = weight.new_zeros(len(weight))
+    groups = zip(group_views(weight, group_size), group_views(variances[None], group_size), strict=True)
+    for view, weights in groups:
+        magnitudes = view.abs()
+        edge = beta * magnitudes.amax(-1, keepdim=True)
+        step = 2 * edge / (2**bits - 1)
+        clipped = (magnitudes - edge + step / 2).square()
+        errors = torch.where(magnitudes > edge, clipped, step.square() / 12)
+        total += (errors * weights).sum((1, 2))
+    return total
+
+
+@torch.no_grad()
+def divergences(
+    weight: Tensor,
+    shared: Shared,
+    curvature: Tensor,
+    widths: Sequence[Width],
+    config: MagRConfig | None,
+    rows: int = SAMPLED_ROWS,
+) -> Tensor:
+    """The expected divergence of the model with this layer alone rounded, at every width, [widths] float64.
+
+        ½ Σ_r cᵣ·e_r     e_r: `rounding_error` of every row, times what a sample's true error is of theirs
+
+    Args:
+        weight: W, [out, in] float32.
+        curvature: c = E[g²] of every output, [out], in nats a token over squared units of the output.
+        config: MagR's settings; None is plain GPTQ.
+        rows: of the sample.
+    """
+    sample = torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
+    found = torch.zeros(len(widths), dtype=torch.float64)
+    for group_size in dict.fromkeys(width.group_size for width in widths):
+        places = [i for i, width in enumerate(widths) if width.group_size == group_size]
+        plans = [_plan(config, widths[i].bits, group_size) for i in places]
+        true = _true_errors(weight[sample], shared, plans)
+        for place, plan, errors in zip(places, plans, true, strict=True):
+            foreseen = curvature * rounding_error(
+                weight, shared.variances, bits=plan.bits, group_size=group_size
+            )
+            # both sums are 0 where the sampled rows, or their gradients, are
+            ratio = ((errors @ curvature[sample]) / foreseen[sample].sum()).nan_to_num(1.0, 1.0)
+            found[place] = (foreseen.sum().double() * ratio / 2).cpu()
+    return found
+
+
+def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
+    plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
+    if config is None:
+        return plain.resolve(bits, group_size).only(Candidate.PLAIN)
+    return config.resolve(bits, group_size)
+
+
+def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[Tensor]:
+    """ΔHΔᵀ of every row, [rows], under each plan; all have one group size."""
+    prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
+    ready = [(layer, torch.cat(rows)) for layer, rows in prepared]
+    most = max(layer.factors.shape[1] for layer, _ in ready)
+    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer, _ in ready]
+    bits = torch.cat([torch.full_like(f[:, :1], plan.bits) for f, plan in zip(factors, plans, strict=True)])
+    every = torch.cat([rows for _, rows in ready])
+    rounded = round_columns(every, shared.factor, bits, torch.cat(factors), plans[0].group_size)
+    found, start = [], 0
+    for layer, rows in ready:
+        mine = rounded.rows(torch.arange(start, start + len(rows), device=weight.device))
+        change = settle(layer, mine).rounded.weight - weight
+        found.append(torch.linalg.vecdot(change @ shared.hessian, change))
+        start += len(rows)
+    return found

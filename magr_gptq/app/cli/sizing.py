@@ -1,0 +1,122 @@
+"""`--avg-bits`, `--size` and `--plan`: from the options to every layer's bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from magr_gptq.app.comparing.cells import write_atomically
+from magr_gptq.app.console import console, progress_bars, show_event
+from magr_gptq.app.planning.decide import Budget, decide, parse_size
+from magr_gptq.app.planning.plan import BITS, BitPlan
+from magr_gptq.app.planning.planner import require_fitting, survey_of, with_plan
+from magr_gptq.app.planning.views import show_plan
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, Road, choose_mixed_road
+from magr_gptq.errors import InputError
+
+AvgBits = Annotated[
+    float | None,
+    typer.Option(
+        help="Bits by layer, where they count; so many a weight with its scales.", show_default=False
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option(help="The same, for files of at most this size, such as 4GB.", show_default=False),
+]
+KEPT = "bits.json"
+
+
+@dataclass
+class Sizing:
+    """What was asked for, a budget or a plan's file, and the plan that came of it.
+
+    bits: that a layer may have.
+    """
+
+    budget: Budget | None = None
+    file: Path | None = None
+    bits: tuple[int, ...] = BITS
+    plan: BitPlan | None = field(default=None, init=False)
+
+    @classmethod
+    def of(
+        cls, bits: object | None, avg_bits: float | None, size: str | None, plan: Path | None
+    ) -> Sizing | None:
+        """None where neither a budget nor a plan was given.
+
+        Raises:
+            InputError: options that contradict each other, or a budget that no model can meet.
+        """
+        options = {"--bits": bits, "--avg-bits": avg_bits, "--size": size, "--plan": plan}
+        given = [name for name, value in options.items() if value is not None]
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} each say what bits layers have; give one of them")
+        if plan is not None:
+            return cls(file=plan)
+        if avg_bits is not None and not BITS[0] <= avg_bits <= 16:
+            raise InputError(f"--avg-bits {avg_bits:g}: give bits a weight, between 2 and 8, such as 2.5")
+        if size is not None:
+            return cls(Budget(size=parse_size(size)))
+        return None if avg_bits is None else cls(Budget(avg_bits=avg_bits))
+
+    def road(self, runtime: str, asked: Asked) -> Road:
+        """The road to a runtime that takes layers of several widths, which is told."""
+        road = choose_mixed_road(runtime, asked)
+        self.bits = road.mixed
+        bits = ", ".join(map(str, road.mixed))
+        console.print(f"For {runtime}: layers of {bits} bits by {road.engine} ({RUNTIMES[runtime].seen})")
+        return road
+
+    def make(self, job: Job, log: Path, kept: Path | None = None) -> BitPlan:
+        """The plan; kept: where it is written, and where an interrupted run's is found."""
+        self.plan = self._read(self.file, job, log) if self.file else self._made(job, log, kept)
+        return self.plan
+
+    def applied(self, job: Job, log: Path) -> Job:
+        """The job with every layer's bits, which are shown."""
+        plan = self.make(job, log, self._beside(job))
+        show_plan(plan)
+        return with_plan(job, plan)
+
+    def keep(self, job: Job, folder: Path) -> None:
+        """Write the plan into the finished folder, and remove what was kept for an interrupted run."""
+        if self.plan is not None:
+            (folder / KEPT).write_text(self.plan.to_json(), encoding="utf-8")
+        self._beside(job).unlink(missing_ok=True)
+
+    @staticmethod
+    def _beside(job: Job) -> Path:
+        out = Path(job.out)
+        return out.with_name(f"{out.name}.{KEPT}")
+
+    def _made(self, job: Job, log: Path, kept: Path | None) -> BitPlan:
+        assert self.budget is not None
+        with progress_bars() as bars:
+            bar = bars.add_task("starting", total=None)
+
+            def listen(event: dict[str, Any]) -> None:
+                if "text" in event:
+                    show_event(bars, bar, "", event)
+                else:
+                    bars.update(bar, completed=event["done"], total=event["total"])
+
+            found = survey_of(job, self.bits, log, listen, kept)
+        plan = decide(found, self.budget, engine=job.engine, sym=job.sym)
+        if kept is not None:
+            write_atomically(kept, plan.to_json())
+        return plan
+
+    def _read(self, path: Path, job: Job, log: Path) -> BitPlan:
+        plan = BitPlan.read(path)
+        if foreign := sorted({width.bits for width in plan.widths.values()} - set(self.bits)):
+            raise InputError(
+                f"--plan {path} has layers of {foreign[0]} bits, and --for {job.runtime} loads "
+                f"{', '.join(map(str, self.bits))} side by side"
+            )
+        require_fitting(plan, job, log)
+        return plan

@@ -1,0 +1,55 @@
+"""The caller's side of planning: a survey from a process of its own, and what a plan makes of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magr_gptq.app.planning.plan import BitPlan
+from magr_gptq.app.planning.survey import Survey
+from magr_gptq.app.processes import Child, Listener
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.errors import InputError
+
+CHILD = ("-m", "magr_gptq.app.planning.child")
+
+
+def survey_of(job: Job, bits: Sequence[int], log: Path, listen: Listener, kept: Path | None = None) -> Survey:
+    """What every one of these bits would cost every layer, at the job's group size.
+
+    kept: a plan of an interrupted run, whose survey is used again where it answers the same request.
+    """
+    request = {
+        **_layers_request(job), "widths": [[one, job.group_size] for one in bits], "magr": job.magr,
+        "sym": job.sym, "calibration": job.calibration, "samples": job.samples, "seqlen": job.seqlen,
+        "seed": job.seed, "cut": job.cut,
+    }  # fmt: skip
+    if kept is not None and kept.exists():
+        found = BitPlan.read(kept).survey
+        if found.asked == request:
+            return found
+    with Child(CHILD, log) as child:
+        return Survey.from_dict(child.ask(request, listen))
+
+
+def require_fitting(plan: BitPlan, job: Job, log: Path) -> None:
+    """InputError where the plan is for another engine or another model."""
+    if plan.engine != job.engine or plan.sym != job.sym:
+        made = f"--engine {plan.engine}, {'--sym' if plan.sym else '--no-sym'}"
+        raise InputError(f"the plan was made for {made}, which decide what a layer takes; give the same")
+    with Child(CHILD, log) as child:
+        shapes = child.ask(_layers_request(job), lambda _: None)
+    plan.require_model({name: (rows, columns) for name, (rows, columns) in shapes.items()}, job.model)
+
+
+def with_plan(job: Job, plan: BitPlan) -> Job:
+    """The job with the plan's widths."""
+    widths = {name: (width.bits, width.group_size) for name, width in plan.widths.items()}
+    return replace(job, bits=plan.usual.bits, group_size=plan.usual.group_size, widths=widths)
+
+
+def _layers_request(job: Job) -> dict[str, Any]:
+    same = ("model", "engine", "allow_pickle", "trust_remote_code")
+    return {name: getattr(job, name) for name in same}

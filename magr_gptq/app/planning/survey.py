@@ -1,0 +1,227 @@
+"""What every width would cost every layer of a model: forward passes, one backward pass, and no rounding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from magr_gptq.allocation.worth import Shared, Width, divergences
+from magr_gptq.app.inspecting.hessians import (
+    EXPERTS_NDIM,
+    Layers,
+    in_turns,
+    layer_inputs,
+    linear_layers,
+    matrix_of,
+)
+from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
+from magr_gptq.config import MagRConfig
+from magr_gptq.errors import InputError
+from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+
+# of what an attention layer's error alone would cost, what is left where the layers after it come near the
+# unquantized model (eval/studies/bits): those of its own block already undo much of it
+LEFT_OF_ATTENTION = 0.55
+# a token's label is drawn from the model's own prediction
+LABEL_SEED = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that is to be quantized.
+
+    shape: [out, in]. divergences: that this layer is expected to bring the model, in nats a token, at every
+    width of the survey.
+    """
+
+    shape: Shape
+    divergences: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of a whole model.
+
+    rest_bytes: of everything in the files that is not a quantized layer, their headers included.
+    tokens: that the passes saw. asked: the request that it answers.
+    """
+
+    widths: tuple[Width, ...]
+    layers: dict[str, Candidate]
+    rest_bytes: int
+    tokens: int
+    asked: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Survey:
+        """The survey whose `to_dict` this is, also after JSON."""
+        layers = {
+            name: Candidate((found["shape"][0], found["shape"][1]), tuple(found["divergences"]))
+            for name, found in values["layers"].items()
+        }
+        widths = tuple(Width(**width) for width in values["widths"])
+        return cls(widths, layers, values["rest_bytes"], values["tokens"], values["asked"])
+
+
+def survey(
+    model: PreTrainedModel,
+    batches: Sequence[Tensor],
+    widths: Sequence[Width],
+    *,
+    engine: str,
+    sym: bool,
+    config: MagRConfig | None,
+    advance: Callable[[int, int], None],
+) -> Survey:
+    """Look at every layer that the engine would quantize.
+
+    Args:
+        batches: token ids [rows, tokens].
+        advance: is told how many of how many steps are done.
+
+    Raises:
+        InputError: a model with fused experts, whose inputs are not seen, or whose numbers are not finite.
+    """
+    layers = layers_to_plan(model, engine)
+    turns = list(in_turns(layers))
+    steps = iter(range(1, 10**9))
+    total = (2 + len(turns)) * len(batches) + len(layers)
+
+    def step() -> None:
+        advance(next(steps), total)
+
+    curvature = curvatures(model, layers, batches, step)
+    costs = {}
+    for turn in turns:
+        for name, found in _divergences(model, turn, batches, curvature, widths, config, step):
+            costs[name] = found
+    undone = engine == "gptqmodel" and config is not None and config.aims_at_model
+    candidates = {
+        # a layer that no token reached costs nothing at any width
+        name: Candidate(
+            shape_of(layer),
+            tuple(_left(name, undone) * cost for cost in costs.get(name, (0.0,) * len(widths))),
+        )
+        for name, layer in layers.items()
+    }
+    tokens = sum(batch.numel() for batch in batches)
+    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), tokens)
+
+
+def _left(name: str, undone: bool) -> float:
+    # with llm-compressor no layer of a block sees what the others' rounding has done
+    return LEFT_OF_ATTENTION if undone and re.search(r"attn|attention", name) else 1.0
+
+
+def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
+    """The linear layers that the engine quantizes: GPTQModel those of numbered blocks, llm-compressor all."""
+    experts = next((name for name, p in model.named_parameters() if p.ndim == EXPERTS_NDIM), None)
+    if experts and experts.endswith("proj"):
+        raise InputError(
+            f"{experts} holds several experts in one weight, whose inputs are not seen here; "
+            "quantize this model at one width, with --bits"
+        )
+    layers = linear_layers(model)
+    if engine == "gptqmodel":
+        layers = {name: layer for name, layer in layers.items() if any(map(str.isdigit, name.split(".")))}
+    if not layers:
+        raise InputError(f"{model.name_or_path} has not one linear layer below its head")
+    return layers
+
+
+def shape_of(layer: nn.Module) -> Shape:
+    """[out, in]."""
+    rows, columns = matrix_of(layer).shape  # type: ignore[arg-type]
+    return rows, columns
+
+
+def rest_bytes(model: PreTrainedModel, layers: Layers, engine: str, sym: bool) -> int:
+    """What is not quantized, in 16 bits and each tensor once, and the files' headers."""
+    packed = {f"{name}.weight" for name in layers}
+    others = {name: p.numel() for name, p in model.named_parameters() if name not in packed}
+    shapes = {name: shape_of(layer) for name, layer in layers.items()}
+    return 2 * sum(others.values()) + header_bytes(shapes, others, LAYOUTS[engine], sym)
+
+
+def curvatures(
+    model: PreTrainedModel, layers: Layers, batches: Sequence[Tensor], step: Callable[[], None]
+) -> dict[str, Tensor]:
+    """E[g²] of every output of every layer, [out] float32: see `magr_gptq.allocation.worth`.
+
+    g is the gradient of −log p(y | x) for labels y that are drawn from the model's predictions p. No weight's
+    gradient is computed.
+    """
+    model.requires_grad_(False)
+    sums: dict[str, Tensor] = {}
+    tokens = sum(batch.numel() for batch in batches)
+    handles = [layer.register_forward_hook(partial(_watch, sums, name)) for name, layer in layers.items()]
+    embeddings = model.get_input_embeddings()
+    handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
+    try:
+        for batch in batches:
+            _backward(model, batch.to(model.device))
+            step()
+            step()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / tokens for name, total in sums.items()}
+
+
+def _watch(sums: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def add(gradient: Tensor) -> None:
+        found = gradient.flatten(0, -2).float().square().sum(0)
+        sums[name] = sums[name] + found if name in sums else found
+
+    output.register_hook(add)  # type: ignore[no-untyped-call]
+
+
+@torch.enable_grad()
+def _backward(model: PreTrainedModel, rows: Tensor) -> None:
+    logits = model(input_ids=rows, use_cache=False).logits.flatten(0, 1).float()
+    generator = torch.Generator(logits.device).manual_seed(LABEL_SEED)
+    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    # a token's own loss, not the mean: g is of one prediction
+    loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+    loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _divergences(
+    model: PreTrainedModel,
+    turn: Layers,
+    batches: Sequence[Tensor],
+    curvature: Mapping[str, Tensor],
+    widths: Sequence[Width],
+    config: MagRConfig | None,
+    step: Callable[[], None],
+) -> Iterator[tuple[str, tuple[float, ...]]]:
+    for given in layer_inputs(model, turn, batches, step):
+        hessian = given.hessian / given.tokens
+        if hessian.diagonal().any() and hessian.isfinite().all():
+            shrink_(hessian, shrinkage(hessian, given.tokens))
+            shared = Shared(hessian)
+        for name in given.names:
+            weight = matrix_of(turn[name]).float()
+            _require_finite(name, hessian, weight, curvature[name])
+            if hessian.diagonal().any():
+                yield name, tuple(divergences(weight, shared, curvature[name], widths, config).tolist())
+            step()
+
+
+def _require_finite(name: str, *tensors: Tensor) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise InputError(
+            f"{name}: its input, weight or gradient holds NaN or infinity; give an undamaged model, in "
+            "bfloat16 or float32"
+        )

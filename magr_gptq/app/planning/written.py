@@ -1,0 +1,38 @@
+"""A plan in the words of the toolkits' own configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from magr_gptq.app.planning.alike import by_fused_name, pattern
+
+# of a layer: bits and group size
+Pair = Sequence[int]
+
+
+def dynamic_of(widths: Mapping[str, Pair], usual: Pair) -> dict[str, dict[str, int]]:
+    """GPTQModel's `dynamic`: what differs from the usual width, by patterns that match whole names alone."""
+    found = {}
+    for fused, names in by_fused_name(widths).items():
+        bits, group = widths[names[0]]
+        if (bits, group) != tuple(usual):
+            found[pattern(fused, names)] = {"bits": bits, "group_size": group}
+    return found
+
+
+def config_groups_of(widths: Mapping[str, Pair], sym: bool) -> dict[str, dict[str, Any]]:
+    """compressed-tensors' `config_groups`: one a width, whose targets are the layers' names."""
+    by_width: dict[tuple[int, ...], list[str]] = {}
+    for name, width in widths.items():
+        by_width.setdefault(tuple(width), []).append(name)
+    return {
+        f"group_{number}": {"targets": names, "weights": weight_scheme(bits, group, sym)}
+        for number, ((bits, group), names) in enumerate(sorted(by_width.items()))
+    }
+
+
+def weight_scheme(bits: int, group: int, sym: bool) -> dict[str, Any]:
+    """How compressed-tensors writes a width down."""
+    scheme = {"num_bits": bits, "type": "int", "symmetric": sym, "strategy": "channel"}
+    return scheme if group == -1 else {**scheme, "strategy": "group", "group_size": group}

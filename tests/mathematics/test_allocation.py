@@ -1,0 +1,148 @@
+"""Which options of a size are cheapest, by brute force; what a width costs, by float64 and by measuring."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from problems import hessian_of, weight_of
+from torch import Tensor
+
+from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
+from magr_gptq import MagRConfig
+from magr_gptq.allocation.allocate import Item, allocate
+from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.worth import Shared, Width, divergences
+from magr_gptq.reduction.penalty import conditional_variances
+
+
+def totals(items: list[Item], chosen: tuple[int, ...] | list[int]) -> tuple[int, float]:
+    """Size and cost."""
+    pairs = list(zip(items, chosen, strict=True))
+    return sum(int(i.sizes[o]) for i, o in pairs), sum(float(i.costs[o]) for i, o in pairs)
+
+
+def random_items(draw: random.Random, most: int = 6) -> list[Item]:
+    """A few items of a few options, some of equal size or equal cost."""
+    items = []
+    for _ in range(draw.randint(1, most)):
+        options = draw.randint(1, 4)
+        sizes = [draw.randint(0, 20) for _ in range(options)]
+        items.append(Item.of(sizes, [draw.choice((draw.random(), draw.randint(0, 3))) for _ in sizes]))
+    return items
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_no_other_choice_within_the_limit_is_cheaper(seed: int) -> None:
+    draw = random.Random(seed)
+    items = random_items(draw)
+    limit = sum(int(item.sizes.min()) for item in items) + draw.randint(0, 30)
+    size, cost = totals(items, allocate(items, limit))
+    every = (totals(items, choice) for choice in itertools.product(*(range(len(i.sizes)) for i in items)))
+    assert size <= limit
+    assert cost == pytest.approx(min(c for s, c in every if s <= limit), abs=1e-9)
+
+
+def test_of_equal_costs_the_smaller_is_taken() -> None:
+    assert allocate([Item.of([3, 2, 4], [1.0, 1.0, 1.0])], 10) == [1]
+
+
+def test_a_hundred_layers_fill_the_size_to_a_thousandth_and_beat_every_uniform_width() -> None:
+    draw = random.Random(1)
+    layers = [(draw.choice((4096, 11008)) * 4096, draw.lognormvariate(0, 1)) for _ in range(128)]
+    items = [
+        Item.of([n * b // 8 for b in (2, 3, 4, 8)], [w * 4.0**-b for b in (2, 3, 4, 8)]) for n, w in layers
+    ]
+    limit = sum(int(item.sizes[1]) for item in items)
+    size, cost = totals(items, allocate(items, limit))
+    assert 0.999 * limit < size <= limit
+    assert cost < 0.8 * totals(items, [1] * len(items))[1]
+
+
+def test_items_that_take_one_option_are_summed() -> None:
+    both = Item.together([Item.of([1, 5], [4.0, 1.0]), Item.of([2, 6], [3.0, 2.0])])
+    assert both.sizes.tolist() == [3, 11]
+    assert both.costs.tolist() == [7.0, 3.0]
+
+
+def test_a_limit_below_all_is_named() -> None:
+    with pytest.raises(ValueError, match="add up to 7, and the limit is 6"):
+        allocate([Item.of([3, 4], [1.0, 0.0]), Item.of([4], [1.0])], 6)
+
+
+def test_costs_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        allocate([Item.of([1, 2], [float("nan"), 0.0])], 6)
+
+
+WIDTHS = [Width(bits, group) for bits in (2, 3, 4, 8) for group in (-1, 32)]
+
+
+@pytest.mark.parametrize("group_size", [-1, 32, 96])
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_columns_are_rounded_as_the_reference_rounds_them(bits: int, group_size: int) -> None:
+    weight, shared = weight_of(24, 200), Shared(hessian_of(200))
+    factors = torch.tensor([1.0, 0.85, -0.7]).expand(24, -1)
+    widths = torch.cat([torch.full((24, 1), float(bits)), torch.full((24, 1), 4.0)])
+    rows = torch.cat([weight, weight.flip(0)])
+    found = round_columns(rows, shared.factor, widths, torch.cat([factors, factors]), group_size)
+    expected, step = gptq_grid(weight, inverse_factor(shared.hessian), bits, group_size, factors)
+    torch.testing.assert_close(found.weight[:24], expected, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.scale[:24], step, rtol=1e-3, atol=1e-5)
+    assert found.group_of.tolist() == [i // (200 if group_size == -1 else group_size) for i in range(200)]
+
+
+def test_the_variances_are_those_of_the_penalty() -> None:
+    hessian = hessian_of(64)
+    torch.testing.assert_close(Shared(hessian).variances, conditional_variances(hessian), rtol=1e-3, atol=0.0)
+
+
+def test_with_all_rows_the_cost_is_half_the_weighted_error() -> None:
+    weight, shared, curvature = weight_of(24, 64), Shared(hessian_of(64) / 256), torch.rand(24)
+    found = divergences(weight, shared, curvature, WIDTHS, None)
+    for width, cost in zip(WIDTHS, found, strict=True):
+        change = gptq_round(weight, shared.factor, width.bits, width.group_size) - weight
+        expected = 0.5 * float(((change @ shared.hessian) * change).sum(1) @ curvature)
+        assert float(cost) == pytest.approx(expected, rel=0.1)
+
+
+def test_a_sample_of_rows_speaks_for_all() -> None:
+    weight, shared, curvature = weight_of(256, 64), Shared(hessian_of(64) / 256), torch.rand(256)
+    every = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=256)
+    some = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=64)
+    torch.testing.assert_close(some, every, rtol=0.15, atol=0.0)
+
+
+def test_more_bits_and_smaller_groups_cost_less() -> None:
+    weight, shared, curvature = weight_of(32, 64), Shared(hessian_of(64) / 256), torch.rand(32)
+    found = divergences(weight, shared, curvature, WIDTHS, MagRConfig()).view(4, 2)
+    assert bool((found[1:] < found[:-1]).all())
+    assert bool((found[:, 1] < found[:, 0]).all())
+
+
+def test_a_layer_that_no_gradient_reaches_costs_nothing() -> None:
+    found = divergences(weight_of(8, 16), Shared(hessian_of(16)), torch.zeros(8), WIDTHS, MagRConfig())
+    assert found.tolist() == [0.0] * len(WIDTHS)
+
+
+def softmax_divergence(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
+    """KL(p ‖ p') of a model that is one layer and a softmax, in nats a token."""
+    p, q = ((inputs @ w.T).log_softmax(-1) for w in (weight, rounded))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_the_expected_divergence_is_near_the_measured(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    weight = torch.randn(48, 96, generator=generator, dtype=torch.float64) / 30
+    mixing = torch.randn(96, 96, generator=generator, dtype=torch.float64) / 10
+    inputs = torch.randn(4096, 96, generator=generator, dtype=torch.float64) @ (torch.eye(96) + mixing)
+    p = (inputs @ weight.T).softmax(-1)
+    # of the gradient p − y with y drawn from p
+    curvature = (p * (1 - p)).mean(0)
+    hessian = inputs.T @ inputs / len(inputs)
+    rounded = gptq_round(weight, inverse_factor(hessian), bits)
+    found = divergences(weight.float(), Shared(hessian.float()), curvature.float(), [Width(bits)], None)
+    assert float(found[0]) == pytest.approx(softmax_divergence(weight, rounded, inputs), rel=0.3)
