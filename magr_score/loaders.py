@@ -72,10 +72,7 @@ def load_autogptq(folder: str, device: str, dtype: torch.dtype) -> Any:
             folder, device="cpu", torch_dtype=dtype, disable_exllama=True, disable_exllamav2=True
         )
         return model.model.to(dtype).eval()
-    model: torch.nn.Module = AutoGPTQForCausalLM.from_quantized(
-        folder, device=device, torch_dtype=dtype
-    ).model
-    return model.eval()
+    return AutoGPTQForCausalLM.from_quantized(folder, device=device, torch_dtype=dtype).model.eval()
 
 
 def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:
@@ -83,7 +80,8 @@ def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     if device != "cpu":
-        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, device_map="auto").eval()
+        spread: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, device_map="auto")
+        return spread.eval()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     # transformers refuses to cast a quantized model, whose kernels compute in the dtype of their input
     return torch.nn.Module.to(model, dtype).eval()
