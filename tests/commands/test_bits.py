@@ -20,12 +20,11 @@ from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
+from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
 from magr_gptq.app.planning.survey import (
     LEFT_OF_ATTENTION,
-    Candidate,
-    Survey,
     curvatures,
     layers_to_plan,
     survey,
