@@ -14,14 +14,21 @@ from safetensors import safe_open
 from tiny import calibration_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
 
+from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
+from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
-from magr_gptq.app.planning.survey import Candidate, Survey, curvatures, layers_to_plan
+from magr_gptq.app.planning.survey import (
+    LEFT_OF_ATTENTION,
+    curvatures,
+    layers_to_plan,
+    survey,
+)
 from magr_gptq.app.planning.views import Place, draw_plan, totals
 from magr_gptq.app.planning.written import config_groups_of, dynamic_of
 from magr_gptq.app.quantizing.engines import ENGINES
@@ -266,6 +273,23 @@ def test_curvatures_are_mean_squared_gradients_of_sampled_labels(model: Path) ->
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
         expected += added.grad.double().square().sum((0, 1))
     torch.testing.assert_close(found.double(), expected / rows.numel(), rtol=1e-4, atol=0.0)
+
+
+def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) -> None:
+    def costs(engine: str, target: str) -> dict[str, float]:
+        loaded = AutoModelForCausalLM.from_pretrained(model).float()
+        found = survey(
+            loaded, calibration_rows(4).split(2), WIDTHS[:1], engine=engine, sym=True,
+            config=MagRConfig(target=target), advance=lambda *_: None,
+        )  # fmt: skip
+        return {name: layer.divergences[0] for name, layer in found.layers.items()}
+
+    seen, alone, unseen = (
+        costs("gptqmodel", "model"), costs("gptqmodel", "layer"), costs("llm-compressor", "model"),
+    )  # fmt: skip
+    assert unseen == pytest.approx(alone)
+    for name in NAMES:
+        assert seen[name] == pytest.approx((LEFT_OF_ATTENTION if "attn" in name else 1.0) * alone[name])
 
 
 def test_fused_experts_are_refused_by_name(tmp_path) -> None:

@@ -23,7 +23,8 @@ from eval.lib.simulate import LayerQuantizer, Setting
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.inspecting.hessians import layer_inputs
-from magr_gptq.app.planning.survey import Survey, layers_to_plan, survey
+from magr_gptq.app.planning.found import Survey
+from magr_gptq.app.planning.survey import layers_to_plan, survey
 from magr_gptq.app.text import random_windows
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_score.windows import TOKENIZER, cut_windows, tokenize

@@ -82,6 +82,10 @@ def inspect(
     """Predict what MagR would do to MODEL, layer by layer, without quantizing anything."""
     with errors_shown():
         sizing = Sizing.of(bits, avg_bits, size, None)
+        widths = parse_widths(bits or "4,3,2", group_size)
+        for name, value in {"--plan": plan, "--for": runtime}.items():
+            if sizing is None and value is not None:
+                raise InputError(f"{name} {value} belongs to --avg-bits or --size; give one of them, too")
         check_outputs({"--json": json_file, "--figure": figure, "--plan": plan})
         source = str(find_source(calibration))
         found_model = find_model(model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
@@ -97,10 +101,6 @@ def inspect(
             )  # fmt: skip
             show_sizing(sizing, job, plan or json_file, figure)
             return
-        for name, value in {"--plan": plan, "--for": runtime}.items():
-            if value is not None:
-                raise InputError(f"{name} {value} belongs to --avg-bits or --size; give one of them, too")
-        widths = parse_widths(bits or "4,3,2", group_size)
         with output_hidden():
             folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             files = read_model(folder, trust_remote_code)
@@ -140,7 +140,6 @@ def show_sizing(sizing: Sizing, job: Job, file: Path | None, figure: Path | None
     if job.runtime is not None:
         asked = Asked(job.engine, job.bits, job.group_size, job.sym, job.desc_act)
         job = replace(job, engine=sizing.road(job.runtime, asked).engine)
-    check_grid(job.bits, job.group_size)
     require_able(job.engine, rounding=job.rounding, magr=True, mixed=True)
     with TemporaryDirectory(prefix="magr-gptq-") as scratch:
         found = sizing.make(job, Path(scratch, "plan.log"))

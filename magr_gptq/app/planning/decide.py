@@ -9,9 +9,9 @@ from typing import Any
 
 from magr_gptq.allocation.allocate import Item, allocate
 from magr_gptq.app.planning.alike import by_fused_name
+from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
-from magr_gptq.app.planning.survey import Candidate, Survey
 from magr_gptq.errors import InputError
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -12,8 +12,8 @@ from typing import Any
 
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.planning.alike import by_fused_name
+from magr_gptq.app.planning.found import Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape
-from magr_gptq.app.planning.survey import Survey
 from magr_gptq.errors import InputError
 
 FORMAT = "magr-gptq bits 1"

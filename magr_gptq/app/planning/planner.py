@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from magr_gptq.app.planning.found import Survey
 from magr_gptq.app.planning.plan import BitPlan
-from magr_gptq.app.planning.survey import Survey
 from magr_gptq.app.processes import Child, Listener
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.errors import InputError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,6 +20,7 @@ from magr_gptq.app.inspecting.hessians import (
     linear_layers,
     matrix_of,
 )
+from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
@@ -31,47 +31,6 @@ from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 LEFT_OF_ATTENTION = 0.55
 # a token's label is drawn from the model's own prediction
 LABEL_SEED = 0
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A layer that is to be quantized.
-
-    shape: [out, in]. divergences: that this layer is expected to bring the model, in nats a token, at every
-    width of the survey.
-    """
-
-    shape: Shape
-    divergences: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Of a whole model.
-
-    rest_bytes: of everything in the files that is not a quantized layer, their headers included.
-    tokens: that the passes saw. asked: the request that it answers.
-    """
-
-    widths: tuple[Width, ...]
-    layers: dict[str, Candidate]
-    rest_bytes: int
-    tokens: int
-    asked: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Survey:
-        """The survey whose `to_dict` this is, also after JSON."""
-        layers = {
-            name: Candidate((found["shape"][0], found["shape"][1]), tuple(found["divergences"]))
-            for name, found in values["layers"].items()
-        }
-        widths = tuple(Width(**width) for width in values["widths"])
-        return cls(widths, layers, values["rest_bytes"], values["tokens"], values["asked"])
 
 
 def survey(
