@@ -80,7 +80,8 @@ def load_transformers(folder: str, device: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     if device != "cpu":
-        return AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, device_map="auto").eval()
+        spread: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype, device_map="auto")
+        return spread.eval()
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
     # transformers refuses to cast a quantized model, whose kernels compute in the dtype of their input
     return torch.nn.Module.to(model, dtype).eval()

@@ -155,7 +155,7 @@ def test_a_layer_that_returns_more_than_its_output_writes_nothing(inputs) -> Non
         def forward(self, hidden):
             return super().forward(hidden * self.router(hidden)[0])
 
-    assert find_writers(Routed(), (inputs[0],), {}) == {"out": "first_norm", "down": "second_norm"}
+    assert layout_of(Routed(), (inputs[0],), {}).writers == {"out": "first_norm", "down": "second_norm"}
 
 
 def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_none(blocks, inputs) -> None:
