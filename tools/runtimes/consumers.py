@@ -94,7 +94,7 @@ CONSUMERS = {
     "ctranslate2": Consumer(
         "ctranslate2",
         (TORCH, "ctranslate2==4.8.5", "transformers==5.17.0", "optimum==2.3.0", "gptqmodel==7.6.0"),
-        "ctranslate2",
+        "ctranslate2", faults=dict.fromkeys(GPTQ, faults.CTRANSLATE2),
     ),
     "neural-compressor": Consumer(
         "neural-compressor",

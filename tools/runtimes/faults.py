@@ -6,6 +6,7 @@ _G_IDX = "it refuses g_idx, which every GPTQ file has"
 _CUDA = "its GPTQ kernels are for CUDA alone"
 _FOUR = "it reads GPTQ of 4 bits alone"
 
+CTRANSLATE2 = "its converter knows no GPTQ"
 TRANSFORMERS = {
     "w4-channel": "the kernel that AUTO picks on CPUs, torch_aten, takes groups of 32, 64, 128 or 256 alone",
 }

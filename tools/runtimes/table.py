@@ -124,3 +124,5 @@ def _not_run(records: dict[str, Record]) -> Iterator[str]:
             yield f"- **{name}**, {consumer.pins[-1].replace('==', ' ')}: {consumer.skipped}."
         elif "unavailable" in records[name]:
             yield f"- **{name}**, {', '.join(consumer.pins)}: {records[name]['unavailable']}"
+        elif not _seen(records, name):
+            yield f"- **{name}**: `make test-runtimes CONSUMERS={name}` has not been run to its end yet."
