@@ -91,6 +91,11 @@ def run(args: argparse.Namespace) -> None:
                 measure(missing, worker, args)
 
 
+def title(bits: int, group_size: int) -> str:
+    """Of a column and a panel."""
+    return heading(bits, group_size).replace("w", "W")
+
+
 def found_in(folder: Path) -> dict[tuple[str, int, int, int], list[float]]:
     """KL of all seeds, by method, bits, group size and tokens."""
     found: dict[tuple[str, int, int, int], list[float]] = {}
@@ -104,7 +109,7 @@ def found_in(folder: Path) -> dict[tuple[str, int, int, int], list[float]]:
 def table(args: argparse.Namespace) -> None:
     """Print mean ± standard deviation, and the default's share of plain GPTQ's."""
     found = found_in(args.out)
-    print("| KL | tokens | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
+    print("| KL | tokens | " + " | ".join(title(*grid) for grid in GRIDS) + " |")
     print("|---|---|" + "---|" * len(GRIDS))
     for tokens in TOKENS:
         for method in METHODS:
@@ -127,20 +132,24 @@ def entry(found: dict[Any, list[float]], method: str, grid: tuple[int, int], tok
 def figure(args: argparse.Namespace) -> None:
     """Draw KL against tokens, a panel for each grid."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     found = found_in(args.out)
+    measured = sorted({tokens for *_, tokens in found})
     drawing, panels = plt.subplots(1, len(GRIDS), figsize=(12, 3.2), layout="constrained")
-    for panel, grid in zip(panels, GRIDS, strict=True):
+    for panel, (bits, group_size) in zip(panels, GRIDS, strict=True):
         for method, color in (("gptq", "tab:gray"), ("default", "tab:blue")):
-            known = [(tokens, values) for tokens in TOKENS if (values := found.get((method, *grid, tokens)))]
-            means = [statistics.mean(values) for _, values in known]
-            panel.plot([tokens for tokens, _ in known], means, "o-", color=color, label=method)
-            for tokens, values in known:
-                panel.plot([tokens] * len(values), values, "_", color=color)
-        panel.set(xscale="log", yscale="log", title=heading(*grid).upper(), xlabel="calibration tokens")
+            cells = {n: found[key] for n in measured if (key := (method, bits, group_size, n)) in found}
+            panel.plot(
+                list(cells), list(map(statistics.mean, cells.values())), "o-", color=color, label=method
+            )
+        panel.set(xscale="log", yscale="log", xlabel="calibration tokens")
+        panel.set_title(title(bits, group_size))
+        panel.set_xticks(measured, labels=[f"{tokens:,}" for tokens in measured])
+        panel.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("KL from the unquantized model")
     panels[0].legend(labels=["plain GPTQ", "default"], frameon=False)
-    drawing.savefig(args.png, dpi=160)
+    drawing.savefig(args.png, dpi=110)
 
 
 def main() -> None:
