@@ -53,8 +53,10 @@ CONSUMERS = {
     "transformers-oldest": Consumer("oldest", OLDEST, "transformers", option="auto-gptq optimum"),
     "auto-gptq": Consumer("oldest", OLDEST, "autogptq"),
     "peft": Consumer("newest", NEWEST, "peft"),
-    "vllm": Consumer("vllm", VLLM, "vllm", without=CUDA_BUILDS),
-    "vllm-compressed-tensors": Consumer("vllm", VLLM, "vllm", COMPRESSED, without=CUDA_BUILDS),
+    "vllm": Consumer("vllm", VLLM, "vllm", without=CUDA_BUILDS, faults=faults.VLLM),
+    "vllm-compressed-tensors": Consumer(
+        "vllm", VLLM, "vllm", COMPRESSED, without=CUDA_BUILDS, faults=faults.VLLM_COMPRESSED
+    ),
     "transformers-compressed-tensors": Consumer(
         "compressed-tensors",
         (TORCH, "compressed-tensors==0.19.0", "transformers==5.17.0", "accelerate==1.15.0", "numpy==2.2.6"),

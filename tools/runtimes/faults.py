@@ -33,3 +33,8 @@ MLX_LM = {
     "w2": _FOUR,
     "w8": _FOUR,
 }
+VLLM = {
+    "w4-asymmetric": "it refuses asymmetric GPTQ",
+    "w4-desc-act": "it refuses desc_act in groups",
+}
+VLLM_COMPRESSED = dict.fromkeys(("ct-w3", "ct-w2", "ct-w8"), "on CPUs its kernels are of 4 bits")
