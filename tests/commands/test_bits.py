@@ -292,6 +292,7 @@ def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) ->
         assert seen[name] == pytest.approx((LEFT_OF_ATTENTION if "attn" in name else 1.0) * alone[name])
 
 
+@NEEDS_GPTQMODEL
 def test_fused_experts_are_refused_by_name(tmp_path) -> None:
     code, output = quantize(save_mixture(tmp_path / "mixture"), "--avg-bits", 3)
     assert code == 2

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("triton", reason="the kit is for machines that have it")
+
 from eval.studies.scaling import chain, kit
 from eval.studies.scaling import run as scaling
 from tools.gpu import kernels
