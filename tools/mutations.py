@@ -151,7 +151,12 @@ MUTATIONS = [
         "lacking, of_output = undamaged",
         "undamaged",
     ),
-    Mutation("toolkits/undamaged.py", "self._output(name, lacking) + stream", "stream", "undamaged"),
+    Mutation(
+        "toolkits/undamaged.py",
+        "missing_output(self._weight(name, damaged.device), lacking, stream)",
+        "stream",
+        "undamaged",
+    ),
     Mutation("toolkits/pairs.py", "self._add(number % 2,", "self._add(0,", "undamaged"),
     Mutation("toolkits/pairs.py", "self._add(1, Half", "self._add(0, Half", "undamaged"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),

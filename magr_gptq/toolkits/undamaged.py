@@ -14,9 +14,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
+from magr_gptq.reduction.target import missing_output
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.stream import BLOCK
@@ -114,7 +114,7 @@ class UndamagedChain:
             return
         lacking, of_output = undamaged - damaged, False
         if (stream := self._missing_stream(name)) is not None:
-            lacking, of_output = self._output(name, lacking) + stream, True
+            lacking, of_output = missing_output(self._weight(name, damaged.device), lacking, stream), True
         documents = len(damaged) if damaged.ndim > 2 else 1
         for row in range(documents):
             some = ... if documents == 1 and kept is None else row
@@ -140,12 +140,12 @@ class UndamagedChain:
         place, here = layout.writers[name], self._here
         return here.seen.stream[place].float() - here.damaged_stream[place].float()
 
-    def _output(self, name: str, lacking: Tensor) -> Tensor:
-        """W(x − x̂) of the unquantized layer, float32."""
+    def _weight(self, name: str, device: torch.device) -> Tensor:
+        """Of the unquantized layer, [out, in]."""
         assert self._original is not None
-        layer = self._original.layer(name, lacking.device)
-        weight = cast(Tensor, layer.weight).float()
-        return linear(lacking.float(), weight.T if isinstance(layer, Conv1D) else weight)
+        layer = self._original.layer(name, device)
+        weight = cast(Tensor, layer.weight)
+        return weight.T if isinstance(layer, Conv1D) else weight
 
     # a function, not a method: who copies a block copies its hooks, and must not copy the chain
 

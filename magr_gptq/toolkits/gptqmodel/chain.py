@@ -93,6 +93,7 @@ def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def pre_process_fwd_hook(self: Any, name: str) -> Any:
+        """The toolkit's own hook, then the pairs of the same batch."""
         hook, chain = original(self, name), _chain(self)
         if chain is None or self.shared_input_leader(name):
             return hook
