@@ -147,14 +147,14 @@ MUTATIONS = [
     Mutation("reduction/target.py", "-(-len(original) // ROWS)", "1", "target"),
     Mutation(
         "toolkits/undamaged.py",
-        "lacking, of_output = undamaged - damaged",
-        "lacking, of_output = undamaged",
+        "undamaged.float() - spoiled.float()",
+        "undamaged.float()",
         "undamaged",
     ),
     Mutation(
         "toolkits/undamaged.py",
-        "missing_output(self._weight(name, damaged.device), lacking, stream)",
-        "stream",
+        "lacking += self._missing_stream(place)",
+        "pass",
         "undamaged",
     ),
     Mutation("toolkits/pairs.py", "self._add(number % 2,", "self._add(0,", "undamaged"),

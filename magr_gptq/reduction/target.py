@@ -81,15 +81,6 @@ class Half:
         return self.lacking[rows] if self.of_output else weight[rows] @ self.lacking
 
 
-def missing_output(weight: Tensor, lacking: Tensor, stream: Tensor) -> Tensor:
-    """W(x − x̂) + (r − r̂): what the output of a layer that writes into the stream lacks, [..., out] float32.
-
-    Args:
-        weight: W, [out, in]. lacking: x − x̂, [..., in]. stream: r − r̂, [..., out]. Of any floating dtype.
-    """
-    return lacking.float() @ weight.float().T + stream.float()
-
-
 @dataclass(frozen=True)
 class Target:
     """What a layer is to come near.

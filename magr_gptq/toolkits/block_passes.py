@@ -68,14 +68,12 @@ class BlockPasses:
         self._pairs[layer] = Pairs()
         self._follows, self._block = True, None
 
-    def add(self, layer: torch.nn.Module, damaged: Tensor, gram: Tensor | None = None) -> None:
-        """The toolkit has taken this input of the layer, [documents, tokens, in].
-
-        Args:
-            gram: as for `UndamagedChain.pair`.
-        """
+    def add(
+        self, layer: torch.nn.Module, damaged: Tensor, returned: Tensor, gram: Tensor | None = None
+    ) -> None:
+        """The toolkit has taken this input of the layer; everything is as for `UndamagedChain.pair`."""
         if not self._lost and layer in self._pairs and layer in self._names:
-            self._chain.pair(self._names[layer][1], self._pairs[layer], damaged, gram=gram)
+            self._chain.pair(self._names[layer][1], self._pairs[layer], damaged, returned, gram=gram)
 
     def sum_up(self, layer: torch.nn.Module, reduce: Callable[[Tensor], Any]) -> None:
         """Sum up what several processes have added for this layer; see `Pairs.sum_up`."""

@@ -27,11 +27,12 @@ RUN = "_magr_run"
 class Seen:
     """Of one batch in one pass.
 
-    inputs: of the layers that were wanted. stream: what enters the block, and each child. output: of the
-    block; None where it did not run to its end. Everything but that is by name.
+    taken: of the layers that were wanted: what they are given, or what they return where they write into the
+        stream. stream: what enters the block, and each child. output: of the block; None where it did not
+        run to its end. Everything but that is by name.
     """
 
-    inputs: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, Tensor] = field(default_factory=dict)
     stream: dict[str, Tensor] = field(default_factory=dict)
     output: Tensor | None = None
 
@@ -43,7 +44,7 @@ class _Enough(Exception):  # noqa: N818 - it is no error
 class _Here(threading.local):
     """One thread's batch.
 
-    pending: the wanted layers whose input is still to come, and the children still to return.
+    pending: the wanted layers that are still to come, and the children still to return.
     """
 
     def __init__(self) -> None:
@@ -53,10 +54,7 @@ class _Here(threading.local):
 
 
 class Original:
-    """The block as it is now, on every device where a batch is run.
-
-    layout: once a batch has run.
-    """
+    """The block as it is now, on every device where a batch is run."""
 
     def __init__(self, block: torch.nn.Module) -> None:
         first = _without_hooks(copy.deepcopy(block))
@@ -64,11 +62,11 @@ class Original:
         self._kept: dict[tuple[str, int], Any] = {}
         self._here = _Here()
         self._lock = threading.Lock()
-        self.layout: Layout | None = None
+        self._layout: Layout | None = None
 
-    def layer(self, name: str, device: torch.device) -> torch.nn.Module:
-        """One of its layers, on a device where a batch was run."""
-        return self._copies[device].get_submodule(name)
+    def written_at(self, name: str) -> str | None:
+        """Where in `Seen.stream` the stream is that this layer writes into, None if it writes into none."""
+        return self._layout.writers.get(name) if self._layout else None
 
     def run(
         self,
@@ -82,7 +80,7 @@ class Original:
 
         Args:
             number: of the batch. args, kwargs: of the block; the hidden state comes first.
-            wanted: the layers whose inputs to take; none where the block shall run to its end.
+            wanted: the layers of which to take something; none where the block shall run to its end.
             home: the device where something is kept.
         """
         block, layout = self._on(args[0].device, args, kwargs)
@@ -105,16 +103,19 @@ class Original:
         with self._lock:
             if device not in self._copies:
                 self._copies[device] = copy.deepcopy(next(iter(self._copies.values()))).to(device)
-            if self.layout is None:
-                self.layout = layout_of(self._copies[device], args, kwargs)
+            if self._layout is None:
+                self._layout = layout_of(self._copies[device], args, kwargs)
                 for each in self._copies.values():
-                    self._watch(each, self.layout)
-            return self._copies[device], self.layout
+                    self._watch(each, self._layout)
+            return self._copies[device], self._layout
 
     def _watch(self, block: torch.nn.Module, layout: Layout) -> None:
-        """Take what its layers and its children are given; keep what children return."""
+        """Take what its children and its layers are given, or return; keep what children return."""
         for name, module in block.named_modules():
-            module.register_forward_pre_hook(self._take_input(name))
+            if name in layout.writers:
+                module.register_forward_hook(self._take_output(name))
+            else:
+                module.register_forward_pre_hook(self._take_input(name))
         for name, child in block.named_children():
             child.register_forward_pre_hook(self._take_stream(name))
             if name in layout.last:
@@ -127,7 +128,15 @@ class Original:
     def _take_input(self, name: str) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...]) -> None:
             if name in self._here.wanted:
-                self._here.seen.inputs[name] = args[0]
+                self._here.seen.taken[name] = args[0]
+                self._done(name)
+
+        return hook
+
+    def _take_output(self, name: str) -> Callable[..., None]:
+        def hook(_: Any, _given: Any, output: Tensor) -> None:
+            if name in self._here.wanted:
+                self._here.seen.taken[name] = output
                 self._done(name)
 
         return hook

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
-from magr_gptq.reduction.target import missing_output
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.stream import BLOCK
@@ -99,28 +97,34 @@ class UndamagedChain:
         name: str,
         pairs: Pairs,
         damaged: Tensor,
+        returned: Tensor,
         kept: Tensor | None = None,
         gram: Tensor | None = None,
     ) -> None:
-        """Count the batch in hand in: what a layer of this name is given in both chains.
+        """Count the batch in hand in: what a layer of this name is given, or returns, in both chains.
 
         Args:
             damaged: what the toolkit gives it, [documents, tokens, in].
+            returned: what it returned then, not rounded yet, [documents, tokens, out].
             kept: [documents, tokens], false where a token is padding; None where none is.
             gram: XᵀX of its tokens, where the toolkit has made it already; see `Half.of`.
         """
-        undamaged = self._here.seen.inputs.pop(name, None)
-        if undamaged is None or undamaged.shape != damaged.shape:
+        undamaged = self._here.seen.taken.pop(name, None)
+        if undamaged is None or self._original is None:
             return
-        lacking, of_output = undamaged - damaged, False
-        if (stream := self._missing_stream(name)) is not None:
-            lacking, of_output = missing_output(self._weight(name, damaged.device), lacking, stream), True
+        place = self._original.written_at(name)
+        spoiled = damaged if place is None else returned
+        if undamaged.shape != spoiled.shape:
+            return
+        lacking = undamaged.float() - spoiled.float()
+        if place is not None:
+            lacking += self._missing_stream(place)
         documents = len(damaged) if damaged.ndim > 2 else 1
         for row in range(documents):
             some = ... if documents == 1 and kept is None else row
             parts = [_tokens(part, some, kept) for part in (damaged, lacking)]
             pairs.add(
-                self._here.number * documents + row, *parts, of_output=of_output,
+                self._here.number * documents + row, *parts, of_output=place is not None,
                 gram=gram if documents == 1 else None,
             )  # fmt: skip
 
@@ -132,20 +136,10 @@ class UndamagedChain:
         if self._last:
             self._block = self._original = None
 
-    def _missing_stream(self, name: str) -> Tensor | None:
-        """r − r̂ where this layer writes into the stream, float32."""
-        layout = self._original.layout if self._original else None
-        if layout is None or name not in layout.writers:
-            return None
-        place, here = layout.writers[name], self._here
+    def _missing_stream(self, place: str) -> Tensor:
+        """r − r̂ at a place of the block, float32."""
+        here = self._here
         return here.seen.stream[place].float() - here.damaged_stream[place].float()
-
-    def _weight(self, name: str, device: torch.device) -> Tensor:
-        """Of the unquantized layer, [out, in]."""
-        assert self._original is not None
-        layer = self._original.layer(name, device)
-        weight = cast(Tensor, layer.weight)
-        return weight.T if isinstance(layer, Conv1D) else weight
 
     # a function, not a method: who copies a block copies its hooks, and must not copy the chain
 

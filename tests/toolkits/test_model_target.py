@@ -55,13 +55,13 @@ def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor
 
 
 def keep_streams(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What the stream lacks where a layer of this name writes into it from now on, [tokens, hidden]."""
+    """What the stream lacks where the layer writes into it from now on, [tokens, hidden]."""
     seen: list[torch.Tensor] = []
     missing = UndamagedChain._missing_stream
 
-    def keep(self: UndamagedChain, name: str) -> torch.Tensor | None:
-        found = missing(self, name)
-        if LAYER.endswith(name):
+    def keep(self: UndamagedChain, place: str) -> torch.Tensor:
+        found = missing(self, place)
+        if place == "post_attention_layernorm":
             seen.append(found.flatten(0, -2).double())
         return found
 

@@ -47,6 +47,7 @@ class Block(nn.Module):
         return hidden + self.mlp(self.second_norm(hidden))
 
 
+WRITERS = ("attention.out", "mlp.down")
 PASSES = (["attention.value"], ["attention.out"], ["mlp.up"], ["mlp.down"])
 
 
@@ -83,7 +84,9 @@ def run_all(original: Original, states: list[torch.Tensor], wanted: list[str]) -
 def given_to(block: Block, state: torch.Tensor) -> dict[str, torch.Tensor]:
     seen: dict[str, torch.Tensor] = {}
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        module.register_forward_hook(
+            lambda _, args, output, name=name: seen.update({name: output if name in WRITERS else args[0]})
+        )
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]
@@ -102,7 +105,7 @@ def test_every_pass_sees_what_the_block_does(weights: bool, states) -> None:
     for wanted in PASSES:
         for seen, want in zip(run_all(original, states, wanted), exact, strict=True):
             (name,) = wanted
-            assert torch.equal(seen.inputs[name], want[name])
+            assert torch.equal(seen.taken[name], want[name])
     for seen, want in zip(run_all(original, states, []), exact, strict=True):
         assert torch.equal(seen.output, want["output"])
 
@@ -133,7 +136,7 @@ def test_a_layer_that_is_wanted_late_is_seen_all_the_same(block, states) -> None
     run_all(original, states, ["attention.out"])
     assert original._kept
     for seen, want in zip(run_all(original, states, ["attention.value"]), exact, strict=True):
-        assert torch.equal(seen.inputs["attention.value"], want)
+        assert torch.equal(seen.taken["attention.value"], want)
 
 
 def test_all_layers_in_one_pass_take_one_run(block, states) -> None:
@@ -142,7 +145,7 @@ def test_all_layers_in_one_pass_take_one_run(block, states) -> None:
     calls = counted(next(iter(original._copies.values())))
     found = run_all(original, states, [name for names in PASSES for name in names])
     assert set(calls.values()) == {BATCHES}
-    assert all(seen.output is not None and len(seen.inputs) == 4 for seen in found)
+    assert all(seen.output is not None and len(seen.taken) == 4 for seen in found)
 
 
 def test_a_copy_for_another_device_has_weights_of_its_own(block, states) -> None:

@@ -75,8 +75,8 @@ def follow(chain: UndamagedChain, block: Block, states: list[torch.Tensor], *nam
         block.register_forward_pre_hook(lambda _, args, kw: chain.run(number, args, kw), with_kwargs=True)
     ]
     for name in names:
-        pair = lambda _, args, name=name: chain.pair(name, pairs[name], args[0])  # noqa: E731
-        hooks.append(block.get_submodule(name).register_forward_pre_hook(pair))
+        pair = lambda _, args, output, name=name: chain.pair(name, pairs[name], args[0], output)  # noqa: E731
+        hooks.append(block.get_submodule(name).register_forward_hook(pair))
     for number, state in enumerate(states):  # noqa: B007 - read by the hook
         block(state)
     for hook in hooks:
@@ -173,7 +173,7 @@ def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_non
     kept[1, 2:] = False
     chain.open(blocks[0], ["up"])
     chain.run(0, (batch,), {})
-    chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), kept)
+    chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), torch.ones(3, TOKENS, INNER), kept)
     assert [half.tokens for half in pairs.halves] == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
 
 
@@ -196,7 +196,7 @@ def test_a_mixtures_experts_are_not_paired_and_do_not_end_their_block(inputs) ->
     chain, pairs = UndamagedChain(), Pairs()
     chain.open(block, ["experts.0"])
     chain.run(0, (inputs[0],), {})
-    chain.pair("experts.0", pairs, inputs[0])
+    chain.pair("experts.0", pairs, inputs[0], inputs[0])
     chain.close()
     assert pairs.halves is None
     assert chain.states == {}
@@ -210,7 +210,7 @@ def test_inputs_of_another_shape_are_not_paired(blocks, inputs) -> None:
     chain, pairs = UndamagedChain(), Pairs()
     chain.open(blocks[0], ["up"])
     chain.run(0, (inputs[0],), {})
-    chain.pair("up", pairs, inputs[0][:, :3])
+    chain.pair("up", pairs, inputs[0][:, :3], inputs[0][:, :3])
     assert pairs.halves is None
 
 
@@ -241,7 +241,7 @@ def test_threads_do_not_mix_their_batches(blocks, inputs) -> None:
         chain.run(number, (inputs[number],), {})
         barrier.wait(timeout=60)
         seen = given_to(copy.deepcopy(blocks[0]), "up", [inputs[number]])[0]
-        chain.pair("up", pairs, seen.float()[None])
+        chain.pair("up", pairs, seen.float()[None], blocks[0].up(seen.float()[None]))
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(BATCHES)]
     for thread in threads:
@@ -263,7 +263,9 @@ class Toolkit:
             for name in names:
                 layer = block.get_submodule(name)
                 self.passes.begin(layer)
-                handle = layer.register_forward_hook(lambda m, args, _: self.passes.add(m, args[0]))
+                handle = layer.register_forward_hook(
+                    lambda m, args, output: self.passes.add(m, args[0], output)
+                )
                 for state in states:
                     block(state)
                 handle.remove()
@@ -314,6 +316,6 @@ def test_a_product_that_the_toolkit_has_made_is_taken_but_of_the_first_document(
         (given,) = given_to(copy.deepcopy(blocks[0]), "up", [state])
         given = given.float()
         made = given.T @ given if number else torch.full((WIDTH, WIDTH), torch.nan)
-        chain.pair("up", pairs, given[None], gram=made)
+        chain.pair("up", pairs, given[None], blocks[0].up(given[None]), gram=made)
     for found, want in zip(pairs.halves, exact, strict=True):
         torch.testing.assert_close(found.gram, want.gram)

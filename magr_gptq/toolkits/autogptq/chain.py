@@ -58,6 +58,6 @@ def _add(original: Callable[..., None]) -> Callable[..., None]:
     def add_batch(self: Any, inp: Tensor, out: Tensor) -> None:
         original(self, inp, out)
         if (passes := _passes.get()) is not None:
-            passes.add(self.layer, inp)
+            passes.add(self.layer, inp, out)
 
     return add_batch

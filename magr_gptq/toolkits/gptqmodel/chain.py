@@ -105,7 +105,7 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             kept = getattr(getattr(self, "_mask_tls", None), "value", None)
             # a padded layer's product is of more columns
             known = () if self.tasks[name]._tp_pad_cols else made
-            chain.pair(name, pairs, inputs[0], kept, *known)
+            chain.pair(name, pairs, inputs[0], output, kept, *known)
 
         return pairing_hook
 

@@ -158,14 +158,14 @@ class MagRGPTQModifier(GPTQModifier):
                 logger.warning("magr, not as intended: {}", warning)
         return finalized
 
-    def calibrate_module(self, module: Any, args: tuple[Tensor, ...], _output: Tensor) -> None:
+    def calibrate_module(self, module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         """GPTQModifier's, which adds a batch to the Hessian and counts sequences; counts their tokens."""
-        super().calibrate_module(module, args, _output)
+        super().calibrate_module(module, args, output)
         if self.magr is not None and isinstance(module, torch.nn.Linear):
             seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
             self._tokens[module] = self._tokens.get(module, 0) + seen
             if self._passes is not None:
-                self._passes.add(module, args[0])
+                self._passes.add(module, args[0], output)
 
     def _reduce_hessian_to_target_rank(self, module_list: list[Any], module_to_rank: dict[Any, int]) -> None:
         """GPTQModifier's, which sums the ranks' Hessians where a module is compressed; tokens, pairs, too."""

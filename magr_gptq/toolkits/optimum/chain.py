@@ -53,11 +53,11 @@ def _begin(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _add(original: Callable[..., None]) -> Callable[..., None]:
-    def add_batch(self: Any, inp: Any, *args: Any, **kwargs: Any) -> None:
+    def add_batch(self: Any, inp: Any, out: Any, *args: Any, **kwargs: Any) -> None:
         with gram.of_batch() as made:
-            original(self, inp, *args, **kwargs)
+            original(self, inp, out, *args, **kwargs)
         if (passes := _passes.get()) is not None:
-            passes.add(self.module, inp, *made)
+            passes.add(self.module, inp, out, *made)
 
     return add_batch
 
