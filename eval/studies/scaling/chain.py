@@ -23,8 +23,8 @@ def of_input(shared: Input, writes: bool) -> Work:
     """Flops of one kind of input; writes: whether its layer adds its output to the residual stream."""
     m, n, count = sum(shared.rows), shared.columns, shared.count
     paired = shared.share == 1
-    # the other way a writer's sums are of its output: W(x − x̂), and the product of that with x̂
-    lacking = 2 * TOKENS * (2 * m * n if writes else n**2)
+    # a writer's sums are of its output
+    lacking = 2 * TOKENS * (m * n if writes else n**2)
     corrections = len(shared.rows) * CHOLESKYS / 3 * n**3 + 2 * (SOLVES + PRODUCTS * (not writes)) * m * n**2
     return {
         "original's forward": 2 * TOKENS * shared.share * count * m * n,
