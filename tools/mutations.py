@@ -97,7 +97,7 @@ MUTATIONS = [
     Mutation(
         "reduction/hessian.py", "turned = _permuted(turned, self._order)", "turned = turned.clone()", "solver"
     ),
-    Mutation("rounding/choice.py", ".argmin(0)", ".argmax(0)", "layer refine"),
+    Mutation("rounding/kept.py", ".min(0)", ".max(0)", "layer"),
     Mutation("rounding/choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
     Mutation("rounding/choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
     Mutation(
@@ -115,10 +115,9 @@ MUTATIONS = [
     Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),
-    Mutation(
-        "rounding/layer.py", "layer.hessian.to(device) * layer.unit", "layer.hessian.to(device)", "layer"
-    ),
-    Mutation("rounding/layer.py", "plan.factors.to(device)", "plan.factors.flip(0).to(device)", "layer"),
+    Mutation("rounding/kept.py", "other.criterion < self", "other.criterion > self", "layer"),
+    Mutation("rounding/kept.py", "best + layer.numbers[0]", "best", "layer"),
+    Mutation("rounding/layer.py", "plan.factors[list(self.numbers)]", "plan.factors[:1]", "layer"),
     Mutation("config/plan.py", "PLAIN = Candidate(None)", "PLAIN = Candidate(None, (0.9,))", "config"),
     Mutation("config/settings.py", "1e-3 if group_size == -1 else 1e-4", "1e-4", "config"),
     Mutation(
@@ -202,19 +201,22 @@ MUTATIONS = [
     ),
     Mutation("rounding/rounded.py", "held.isfinite() & (held != 0)", "held.isfinite()", "layer"),
     Mutation(
-        "toolkits/layer_step.py", "else layer.hessian * layer.unit)", "else given.hessian)", "layer_step"
-    ),
-    Mutation(
-        "toolkits/layer_step.py",
-        "hessian = rows[:, order], hessian[order][:, order]\n        return",
-        "hessian = rows, hessian\n        return",
+        "toolkits/roads.py",
+        "    finally:\n        passage.restore(layer)",
+        "    finally:\n        pass",
         "layer_step",
     ),
-    Mutation("toolkits/layer_step.py", "is_out_of_memory(failed)", "False", "layer_step"),
+    Mutation(
+        "toolkits/roads.py",
+        "together[:, self.order], hessian[self.order][:, self.order]",
+        "together, hessian",
+        "layer_step",
+    ),
+    Mutation("toolkits/roads.py", "is_out_of_memory(error)", "False", "layer_step"),
     Mutation(
         "toolkits/layer_step.py",
-        "layers[number].given.hessian.copy_(",
-        "layers[number].given.hessian.mul_(",
+        "layers[number].passage.restore(layer)",
+        "pass",
         "layer_step",
     ),
     Mutation("toolkits/layer_step.py", "if not given.hessian.diagonal().any()", "if False", "layer_step"),

@@ -16,7 +16,7 @@ from eval.lib.baselines import (
 )
 from magr_gptq import MagRConfig
 from magr_gptq.config import Candidate
-from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.choice import criterion, squared_norm
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
@@ -97,7 +97,7 @@ def quantize(weight: Tensor, hessian: Tensor, bits: int, group_size: int) -> tup
     errors, shrinkages = (
         torch.stack([squared_norm(original - some, hessian) for some in each]) for each in (rounded, reduced)
     )
-    picked, every = choose(errors, shrinkages), torch.arange(len(original))
+    picked, every = criterion(errors, shrinkages).argmin(0), torch.arange(len(original))
     kept, step = torch.stack(rounded)[picked, every], torch.stack(steps)[picked, every]
     group_of = torch.arange(weight.shape[1]) // (weight.shape[1] if group_size == -1 else group_size)
     for _ in range(plan.sweeps):

@@ -32,6 +32,7 @@ from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor, proxy_loss
 from eval.lib.fidelity import ALSO, CONTEXT, Text
 from magr_gptq import MagRConfig
 from magr_gptq.app.text import load_text, random_windows
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import settle
@@ -116,7 +117,7 @@ class LayerQuantizer:
         zero = torch.full_like(step, 2 ** (s.bits - 1))
         size = weight.shape[1] if s.group_size == -1 else s.group_size
         group_of = torch.arange(weight.shape[1]) // size
-        settled = settle(layer, Rounded(quantized, step, zero, group_of))
+        settled = settle(layer, Kept.of(layer, Rounded(quantized, step, zero, group_of)))
         reduced = rows.view(-1, *weight.shape)[settled.picked, torch.arange(len(weight))]
         return settled.rounded.weight, reduced
 

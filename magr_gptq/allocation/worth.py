@@ -25,6 +25,7 @@ from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.groups import group_views
 from magr_gptq.reduction.hessian import shifted_cholesky
 from magr_gptq.reduction.penalty import DAMPING
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.settle import settle
 
@@ -143,7 +144,7 @@ def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[
     found, start = [], 0
     for layer, rows in ready:
         mine = rounded.rows(torch.arange(start, start + len(rows), device=weight.device))
-        change = settle(layer, mine).rounded.weight - weight
+        change = settle(layer, Kept.of(layer, mine)).rounded.weight - weight
         found.append(torch.linalg.vecdot(change @ shared.hessian, change))
         start += len(rows)
     return found

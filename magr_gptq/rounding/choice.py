@@ -1,4 +1,4 @@
-"""Which of several quantized candidates each row keeps."""
+"""By what a row chooses among several quantized candidates."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def squared_norm(rows: Tensor, hessian: Tensor) -> Tensor:
 KAPPA = 3.0
 
 
-def choose(error: Tensor, shrinkage: Tensor, kappa: float = KAPPA) -> Tensor:
-    """argmin over candidates of ‖Ŵ − Q‖²_H + κ‖Ŵ − W'‖²_H, the first of equals, for every row.
+def criterion(error: Tensor, shrinkage: Tensor, kappa: float = KAPPA) -> Tensor:
+    """‖Ŵ − Q‖²_H + κ‖Ŵ − W'‖²_H of every candidate's rows, by whose least each row is chosen.
 
     Rounding errors are as good as independent from row to row; what shrinkage takes away points the
     same way in all of them, and costs the model more than its share of the loss.
@@ -27,6 +27,6 @@ def choose(error: Tensor, shrinkage: Tensor, kappa: float = KAPPA) -> Tensor:
             rounding, and counts as none.
 
     Returns:
-        The candidates' numbers, [rows].
+        [candidates, rows]; infinity where a row is not finite.
     """
-    return (error + kappa * shrinkage.clamp_min(0)).nan_to_num(nan=torch.inf).argmin(0)
+    return (error + kappa * shrinkage.clamp_min(0)).nan_to_num(nan=torch.inf)

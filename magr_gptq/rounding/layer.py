@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +20,7 @@ class Layer:
 
     target: the weight that the rounded one is to come near, [out, in] float32.
     hessian, unit: H over a power of two, [in, in] float32, and that power.
+    numbers: which of the plan's candidates it was prepared for, consecutive ones.
     shrinkage: ‖target − W'‖²_H of every candidate's weight W', in the unit, [candidates, out].
     largest: max |w'| of every row, [candidates, out].
     unimproved: how many rows a solver left as they were: it found nothing better, or nothing finite.
@@ -29,6 +30,7 @@ class Layer:
     target: Tensor
     hessian: Tensor
     unit: float
+    numbers: Sequence[int]
     shrinkage: Tensor
     largest: Tensor
     unimproved: int
@@ -36,7 +38,12 @@ class Layer:
     @property
     def factors(self) -> Tensor:
         """Factors on the step that the groups of a candidate row choose from, [candidates·out, factors]."""
-        return self.plan.factors.to(self.target).repeat_interleave(len(self.target), 0)
+        factors = self.plan.factors[list(self.numbers)]
+        return factors.to(self.target).repeat_interleave(len(self.target), 0)
+
+    def cut_to(self, columns: int) -> tuple[Tensor, Tensor]:
+        """Target and Hessian of the first columns: a toolkit may have padded the layer, and cut it back."""
+        return self.target[:, :columns], self.hessian[:columns, :columns]
 
     def coupling(self, hessian: Tensor) -> Tensor:
         """The Hessian by which a toolkit is to spread rounding errors: its own, or without couplings."""
@@ -52,24 +59,28 @@ class Layer:
 
 @torch.no_grad()
 def prepare(
-    weight: Tensor, hessian: Tensor, plan: Plan, share: Share | None = None
+    weight: Tensor,
+    hessian: Tensor,
+    plan: Plan,
+    share: Share | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Layer, list[Tensor]]:
-    """Reduce a layer's weight for every candidate of the plan.
+    """Reduce a layer's weight for candidates of the plan.
 
     Args:
         weight, hessian: as for `reduce`; neither is changed or kept, as toolkits overwrite theirs.
-        share: see `reduce_each`.
+        share: see `reduce_each`. numbers: of consecutive candidates; None is all.
 
     Returns:
-        The layer, and what to round in its weight's place, of every candidate, [out, in] float32. The layer
+        The layer, and what to round in its weight's place, of each candidate, [out, in] float32. The layer
         does not hold those rows, so that their memory is free once the toolkit has overwritten them.
 
     Raises:
         ValueError: as `reduce`.
     """
-    reductions = reduce_each(
-        weight, hessian, plan, [candidate.penalty for candidate in plan.candidates], share
-    )
+    numbers = range(len(plan.candidates)) if numbers is None else numbers
+    penalties = [plan.candidates[number].penalty for number in numbers]
+    reductions = reduce_each(weight, hessian, plan, penalties, share)
     target = weight.detach().to(hessian.device, torch.float32)
     scaled, unit = normalise(hessian)
     layer = Layer(
@@ -77,23 +88,9 @@ def prepare(
         target=target,
         hessian=scaled,
         unit=float(unit),
+        numbers=numbers,
         shrinkage=torch.stack([(found.squared_change / unit).float() for found in reductions]),
         largest=torch.stack([found.largest_after for found in reductions]),
         unimproved=max(found.unimproved for found in reductions),
     )
     return layer, [found.weight for found in reductions]
-
-
-def apart(layer: Layer, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One candidate after another, where a device has no memory for all of them; the layer may lie elsewhere.
-
-    Each is reduced anew, as a toolkit has overwritten what it rounds.
-
-    Yields:
-        Rows and factors of a candidate, and the Hessian to round them by, on the device.
-    """
-    for candidate, factors in zip(layer.plan.candidates, layer.plan.factors.to(device), strict=True):
-        alone = layer.plan.only(candidate)
-        hessian = layer.hessian.to(device) * layer.unit
-        (found,) = reduce_each(layer.target.to(device), hessian, alone, [candidate.penalty])
-        yield found.weight, factors.expand(len(found.weight), -1), layer.coupling(hessian)

@@ -42,6 +42,18 @@ class Rounded:
         """Some of the rows."""
         return replace(self, weight=self.weight[picked], scale=self.scale[picked], zero=self.zero[picked])
 
+    def where(self, better: Tensor, other: Rounded) -> Rounded:
+        """These rows, or another's with the same groups where that is better, [rows] of bool."""
+        weight, scale, zero = (
+            torch.where(better[:, None], theirs, mine)
+            for mine, theirs in (
+                (self.weight, other.weight),
+                (self.scale, other.scale),
+                (self.zero, other.zero),
+            )
+        )
+        return replace(self, weight=weight, scale=scale, zero=zero)
+
     def stored_as(self, dtype: torch.dtype) -> Rounded:
         """The same codes on the scales that this dtype can hold; what it can't hold stays as it is."""
         held = self.scale.to(dtype).to(self.scale)

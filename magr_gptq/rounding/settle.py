@@ -1,4 +1,4 @@
-"""What a layer ends with: every row's best candidate, refined, its bias undone."""
+"""What a layer ends with: the rows that were kept, refined, their bias undone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from magr_gptq.config import Candidate
-from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
@@ -45,24 +46,16 @@ class Settled:
     unimproved: int
 
 
-def settle(layer: Layer, rounded: Rounded) -> Settled:
-    """Keep each row's best candidate, refine it, undo its bias.
-
-    Args:
-        rounded: what became of the layer's candidate rows, in their order.
+@torch.no_grad()
+def settle(layer: Layer, kept: Kept) -> Settled:
+    """Refine what every row keeps, undo its bias.
 
     Raises:
         ValueError: a row that is not finite under any candidate.
     """
-    columns = rounded.weight.shape[1]  # a toolkit may have padded the layer, and cut it back
-    target, hessian = layer.target[:, :columns], layer.hessian[:columns, :columns]
-    errors = _errors(layer, rounded.weight, target, hessian)
-    picked = choose(errors, layer.shrinkage)
-    every = torch.arange(len(target), device=picked.device)
+    target, hessian = layer.cut_to(kept.rounded.weight.shape[1])
     signal = target @ hessian
-    best = rounded.rows(picked * len(target) + every)
-    del rounded  # all candidates are too much to keep
-    best = finish(layer, best, target, signal, hessian)
+    best = finish(layer, kept.rounded, target, signal, hessian)
     energy = float(torch.linalg.vecdot(signal, target).sum()) or 1.0
     error = float(squared_norm(target - best.weight, hessian).sum())
     if not math.isfinite(error):
@@ -72,24 +65,15 @@ def settle(layer: Layer, rounded: Rounded) -> Settled:
         )
     return Settled(
         rounded=best,
-        picked=picked,
-        beta=_mean_beta([layer.plan.candidates[candidate] for candidate in picked.tolist()]),
+        picked=kept.picked,
+        beta=_mean_beta([layer.plan.candidates[candidate] for candidate in kept.picked.tolist()]),
         largest_before=float(target.abs().amax(1).mean()),
-        largest_after=float(layer.largest[picked, every].mean()),
+        largest_after=float(kept.largest.mean()),
         squared_error=layer.unit * error,
         loss=error / energy,
-        plain_loss=float(errors[0].sum()) / energy if layer.plan.had_plain else None,
-        unimproved=layer.unimproved,
+        plain_loss=None if kept.plain_error is None else kept.plain_error / energy,
+        unimproved=kept.unimproved,
     )
-
-
-def _errors(layer: Layer, rounded: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
-    """‖Ŵ − Q‖²_H of every candidate's rows, [candidates, out]."""
-    quantized = rounded.view(len(layer.plan.candidates), *target.shape)
-    if not layer.plan.has_choice:
-        return layer.shrinkage
-    # one by one: together they would need memory for as many differences
-    return torch.stack([squared_norm(target - candidate, hessian) for candidate in quantized])
 
 
 def finish(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:

@@ -1,12 +1,11 @@
 """What every adapter does with a layer: MagR's rows through the toolkit's rounding, or a step aside.
 
 One layer's numbers or memory must not end a run of hours. What they raise leads down this road: fewer rows
-at a time (in `reduce`), one candidate at a time, the CPU, and at last the toolkit alone.
+at a time (in `reduce`), one candidate at a time, the CPU (both in `roads`), and at last the toolkit alone.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,15 +17,15 @@ from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
 from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage, shrinkage_of_halves
 from magr_gptq.reduction.target import Half, Target, target_of
-from magr_gptq.rounding.layer import Layer, apart, prepare
-from magr_gptq.rounding.order import back_in_place, importance_order
+from magr_gptq.rounding.kept import Kept
+from magr_gptq.rounding.layer import Layer, prepare
+from magr_gptq.rounding.order import importance_order
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
-from magr_gptq.toolkits.memory import fits, goes_one_by_one
+from magr_gptq.toolkits.memory import fits, is_out_of_memory
+from magr_gptq.toolkits.roads import Passage, RoundRows, settled
 
-# has the toolkit round rows, under their factors and by a Hessian, all of which it may overwrite
-RoundRows = Callable[[Tensor, Tensor, Tensor], Rounded]
-# the same of several layers, each with its number
+# rounds rows of several layers, each with its number
 RoundAll = Callable[[Sequence[tuple[int, Tensor, Tensor, Tensor]]], list[Rounded]]
 
 # what numbers and memory raise; LinAlgError and OutOfMemoryError are RuntimeErrors, and a device that lacks
@@ -91,32 +90,23 @@ class Aside:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A layer with its Hessian regularised; order: in which its columns are handed over."""
+    """A layer with its target and its Hessian regularised."""
 
-    given: Given
-    order: Tensor | None
+    passage: Passage
+    tokens: int | None
     shrinkage: float | None
     correction: float | None
 
-    def handed_over(self, layer: Layer, rows: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        hessian, order = layer.coupling(self.given.hessian), self.order
-        if order is not None:
-            rows, hessian = rows[:, order], hessian[order][:, order]
-        return rows, factors, hessian
-
-    def taken_back(self, rounded: Rounded) -> Rounded:
-        return rounded if self.order is None else back_in_place(rounded, self.order)
-
     def done(self, settled: Settled) -> Done:
-        least = torch.finfo(self.given.plan.stored).tiny
-        subnormal = (settled.rounded.scale.abs() < least).float().mean()
+        plan = self.passage.plan
+        subnormal = (settled.rounded.scale.abs() < torch.finfo(plan.stored).tiny).float().mean()
         return Done(
             settled,
             float(subnormal),
-            self.given.tokens,
+            self.tokens,
             self.shrinkage,
             self.correction,
-            own_output=self.given.plan.aims_at_model and self.correction is None,
+            own_output=plan.aims_at_model and self.correction is None,
         )
 
 
@@ -130,8 +120,7 @@ def quantize_together(layers: Sequence[Given], round_all: RoundAll) -> list[Done
     """What becomes of several layers in one pass of the toolkit; where that fails, each by itself."""
     ready = [_ready(given) for given in layers]
     busy = {number: one for number, one in enumerate(ready) if isinstance(one, _Ready)}
-    together = len(busy) > 1 and _fits([one.given for one in busy.values()])
-    found = _together(busy, round_all) if together else {}
+    found = _together(busy, round_all) if _fit(list(busy.values())) else {}
     for number, one in busy.items():
         if number not in found:
             found[number] = _quantized(one, partial(_round_one, round_all, number))
@@ -151,21 +140,21 @@ def _ready(given: Given) -> _Ready | Aside:
 
 
 def _regularised(given: Given) -> _Ready:
-    hessian, plan = given.hessian, given.plan
-    share = order = correction = None
+    weight, hessian, plan = given.weight, given.hessian, given.plan
+    rho = order = correction = None
     if plan.shrinks and given.tokens:
         rho = _shrinkage(given, given.tokens)
         even_(shrink_(hessian, rho), rho, given.tokens)
-        share = float(rho)
     if plan.aims_at_model and given.halves:
-        target = _target(given.weight, given.halves)
+        target = _target(weight, given.halves)
         # frames above name them, too: their memory is for the toolkit, which rounds next
         given.halves.clear()
-        given, correction = replace(given, weight=target.weight, halves=None), target.strength
+        weight, correction = target.weight, target.strength
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
-        given = replace(given, plan=replace(plan, order=order))
-    return _Ready(given, order, share, correction)
+        plan = replace(plan, order=order)
+    passage = Passage(weight, hessian, plan, order, given.share)
+    return _Ready(passage, given.tokens, None if rho is None else float(rho), correction)
 
 
 def _shrinkage(given: Given, tokens: int) -> Tensor:
@@ -188,60 +177,20 @@ def _target(weight: Tensor, halves: Sequence[Half]) -> Target:
 
 
 def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:
-    given, layer, failed = ready.given, None, None
-    if _fits([given]):
-        try:
-            layer, rows = prepare(given.weight, given.hessian, given.plan, given.share)
-            return ready.done(settle(layer, _all_rounded(ready, layer, rows, round_rows)))
-        except LAYER_ERRORS as error:
-            # its traceback keeps what the toolkit has allocated
-            failed = error.with_traceback(None)
-    if failed is None or is_out_of_memory(failed):
-        try:
-            return ready.done(_apart(ready, layer, round_rows))
-        except LAYER_ERRORS as error:
-            failed = error.with_traceback(None)
-    return Aside(first_line(failed), given.hessian if layer is None else layer.hessian * layer.unit)
+    try:
+        return ready.done(settled(ready.passage, round_rows))
+    except LAYER_ERRORS as error:
+        return Aside(first_line(error), ready.passage.hessian)
 
 
-def _all_rounded(ready: _Ready, layer: Layer, rows: list[Tensor], round_rows: RoundRows) -> Rounded:
-    """The toolkit alone holds what it rounds, and can free it."""
-    out, columns = layer.target.shape
-    if len(rows) == 1 or not goes_one_by_one(out, columns):
-        together = torch.cat(rows)
-        rows.clear()
-        return ready.taken_back(round_rows(*ready.handed_over(layer, together, layer.factors)))
-    parts = []
-    for factors in torch.split(layer.factors, out):
-        rounded = round_rows(*ready.handed_over(layer, rows.pop(0), factors))
-        parts.append(ready.taken_back(rounded))
-        # which the toolkit may have overwritten
-        ready.given.hessian.copy_(layer.hessian * layer.unit)
-    return Rounded.joined(parts)
-
-
-def _fits(layers: Sequence[Given]) -> bool:
-    """Whether there is memory for all of their candidates; a single one has no narrower road."""
-    most = max(len(given.plan.candidates) for given in layers)
-    shapes = [(given.weight.shape[0], given.weight.shape[1]) for given in layers]
-    return most == 1 or fits(shapes, most, layers[0].hessian.device)
-
-
-def _apart(ready: _Ready, layer: Layer | None, round_rows: RoundRows) -> Settled:
-    """The same in the memory of one candidate, which is that of plain GPTQ; rows choose on the CPU."""
-    given, device = ready.given, ready.given.hessian.device
-    warnings.warn(
-        f"magr: {device} has no memory for all candidates of a layer: rounded one by one, chosen on the CPU",
-        stacklevel=2,
-    )
-    layer = layer.to("cpu") if layer else prepare(given.weight.cpu(), given.hessian.cpu(), given.plan)[0]
-    parts = []
-    for rows, factors, hessian in apart(layer, device):
-        if (order := ready.order) is not None:
-            rows, hessian = rows[:, order], hessian[order][:, order]
-        parts.append(ready.taken_back(round_rows(rows, factors, hessian)).to("cpu"))
-    settled = settle(layer, Rounded.joined(parts))
-    return replace(settled, rounded=settled.rounded.to(device))
+def _fit(layers: Sequence[_Ready]) -> bool:
+    """Whether there are several, with memory for all of their candidates."""
+    passages = [one.passage for one in layers]
+    if len(passages) < 2:
+        return False
+    most = max(len(passage.plan.candidates) for passage in passages)
+    shapes = [(passage.weight.shape[0], passage.weight.shape[1]) for passage in passages]
+    return most == 1 or fits(shapes, most, passages[0].hessian.device)
 
 
 def _together(layers: Mapping[int, _Ready], round_all: RoundAll) -> dict[int, Done | Aside]:
@@ -250,27 +199,25 @@ def _together(layers: Mapping[int, _Ready], round_all: RoundAll) -> dict[int, Do
     try:
         passes = []
         for number, one in layers.items():
-            prepared[number], rows = prepare(one.given.weight, one.given.hessian, one.given.plan)
-            layer = prepared[number]
-            passes.append((number, *one.handed_over(layer, torch.cat(rows), layer.factors)))
+            passage = one.passage
+            prepared[number], rows = prepare(passage.weight, passage.hessian, passage.plan)
+            passes.append((number, *passage.handed_over(prepared[number], rows)))
         found = zip(layers.items(), round_all(passes), strict=True)
-        return {n: one.done(settle(prepared[n], one.taken_back(rounded))) for (n, one), rounded in found}
+        return {n: _settled(one, prepared[n], rounded) for (n, one), rounded in found}
     except LAYER_ERRORS:
         # which layer it was, and why, shows when each goes by itself
         for number, layer in prepared.items():
-            layers[number].given.hessian.copy_(layer.hessian * layer.unit)
+            layers[number].passage.restore(layer)
         return {}
+
+
+def _settled(ready: _Ready, layer: Layer, rounded: Rounded) -> Done:
+    return ready.done(settle(layer, Kept.of(layer, ready.passage.taken_back(rounded))))
 
 
 def _round_one(round_all: RoundAll, number: int, rows: Tensor, factors: Tensor, hessian: Tensor) -> Rounded:
     (rounded,) = round_all([(number, rows, factors, hessian)])
     return rounded
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no room."""
-    # torch's allocator for the CPU raises a plain RuntimeError
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,21 +19,20 @@ MEMINFO = Path("/proc/meminfo")
 LARGE, TALL = 2**22, 2
 
 
-def goes_one_by_one(rows: int, columns: int) -> bool:
-    """Whether a layer [rows, columns] is so large and tall that its candidates are not rounded together."""
+def is_large_and_tall(rows: int, columns: int) -> bool:
+    """Whether a layer [rows, columns] has its candidates rounded one after another, memory or not."""
     return rows * columns >= LARGE and rows >= TALL * columns
 
 
-def fits(shapes: Sequence[tuple[int, int]], candidates: int, device: torch.device) -> bool:
-    """Whether layers of these shapes, [out, in], can be rounded in one pass; True where that is not known."""
+def fits(shapes: Sequence[tuple[int, int]], at_once: int, device: torch.device) -> bool:
+    """Whether layers [out, in] can be rounded, so many candidates in one pass; True if not known."""
     free = free_bytes(device)
-    return free is None or sum(needed_bytes(*shape, candidates) for shape in shapes) <= free
+    return free is None or sum(needed_bytes(*shape, at_once) for shape in shapes) <= free
 
 
-def needed_bytes(rows: int, columns: int, candidates: int) -> float:
-    """Of one layer while its candidates are rounded: those, the weight itself, and two Hessians more."""
-    at_once = 1 if goes_one_by_one(rows, columns) else candidates
-    return 4 * (rows * columns * (ROUNDING * at_once + candidates - at_once + 1) + 2 * columns**2)
+def needed_bytes(rows: int, columns: int, at_once: int) -> float:
+    """Of one layer while so many candidates are rounded: those, target, what rows keep, two Hessians more."""
+    return 4 * (rows * columns * (ROUNDING * at_once + 2) + 2 * columns**2)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -47,3 +46,9 @@ def free_bytes(device: torch.device) -> int | None:
         if "MemAvailable" in lines:
             return 1024 * int(lines["MemAvailable"].split()[0])
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no room."""
+    # torch's allocator for the CPU raises a plain RuntimeError
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

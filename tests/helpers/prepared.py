@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq import MagRConfig
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer, prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
@@ -27,7 +28,7 @@ class Prepared:
 
     def settle(self, rounded: Rounded) -> Settled:
         """What the layer ends with."""
-        return settle(self.layer, rounded)
+        return settle(self.layer, Kept.of(self.layer, rounded))
 
 
 def prepared(

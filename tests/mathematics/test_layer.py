@@ -10,7 +10,8 @@ from problems import hessian_of, weight_of
 from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.rounding.choice import KAPPA, squared_norm
-from magr_gptq.rounding.layer import apart
+from magr_gptq.rounding.kept import Kept
+from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.sweep import coordinate_descent
 
@@ -149,21 +150,27 @@ def test_every_sweep_starts_from_an_unbiased_row(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(torch.stack(slopes), torch.ones(3, 16), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("rounding", ["gptq", "nearest"])
-def test_apart_prepares_each_candidate_again(rounding: str) -> None:
-    """From what a toolkit has overwritten nothing is taken."""
-    weight, hessian = weight_of(16, 96), 100 * hessian_of(96)
-    order = torch.randperm(96, generator=torch.Generator().manual_seed(0))
-    config = MagRConfig(rounding=rounding)
-    layer = prepared(weight, hessian, bits=BITS, group_size=32, order=order, config=config)
-    rows, by = layer.rows.clone(), layer.layer.coupling(hessian).clone()
-    layer.rows.zero_()
-    hessian.fill_diagonal_(1)
-    found_rows, found_factors, found_by = zip(*apart(layer.layer, "cpu"), strict=True)
-    assert len(found_rows) == len(layer.layer.plan.candidates)
-    assert torch.equal(torch.cat(found_rows), rows)
-    assert torch.equal(torch.cat(found_factors), layer.factors)
-    assert all(torch.equal(one, by) for one in found_by)
+def test_candidates_one_by_one_leave_what_they_leave_together() -> None:
+    weight, hessian = weight_of(16, 96), hessian_of(96)
+    plan = MagRConfig(refine=0).resolve(BITS, -1)
+    whole = prepared(weight, hessian, bits=BITS, config=MagRConfig(refine=0))
+    together = Kept.of(whole.layer, toolkit(whole, hessian))
+    kept = None
+    for number in range(len(plan.candidates)):
+        alone = Prepared(*one_of(prepare(weight, hessian, plan, numbers=[number])))
+        found = Kept.of(alone.layer, toolkit(alone, hessian))
+        kept = kept.or_better(found) if kept else found
+    assert len(set(kept.picked.tolist())) > 1
+    for name in ("picked", "criterion", "largest"):
+        assert torch.equal(getattr(kept, name), getattr(together, name))
+    for name in ("weight", "scale", "zero"):
+        assert torch.equal(getattr(kept.rounded, name), getattr(together.rounded, name))
+    assert kept.plain_error == together.plain_error
+
+
+def one_of(found):
+    layer, (rows,) = found
+    return layer, rows
 
 
 def test_scales_are_those_that_float16_holds_where_it_holds_any() -> None:

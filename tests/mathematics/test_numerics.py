@@ -18,7 +18,7 @@ from magr_gptq.reduction.admm import Admm
 from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_cholesky
 from magr_gptq.reduction.penalty import LinfPenalty
 from magr_gptq.reduction.prox import threshold
-from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.choice import criterion, squared_norm
 from magr_gptq.toolkits.layer_step import Done
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
@@ -288,7 +288,7 @@ def test_a_candidate_that_the_toolkit_spoils_is_not_chosen() -> None:
 def test_a_negative_shrinkage_counts_as_none() -> None:
     """As an indefinite Hessian gives it: it is no reason to keep the larger error."""
     error, shrinkage = torch.tensor([[1.0], [1.1]]), torch.tensor([[0.0], [-1.0]])
-    assert choose(error, shrinkage, kappa=3.0).tolist() == [0]
+    assert criterion(error, shrinkage, kappa=3.0).argmin(0).tolist() == [0]
 
 
 def test_a_row_spoilt_under_every_candidate_is_refused() -> None:

@@ -19,7 +19,7 @@ from magr_gptq.app.text import random_windows
 from magr_gptq.config.settings import DEFAULT_ITERATIONS, STRENGTHS
 from magr_gptq.reduction import admm
 from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
-from magr_gptq.rounding.choice import KAPPA, choose, squared_norm
+from magr_gptq.rounding.choice import KAPPA, criterion, squared_norm
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import unbiased_gain
 
@@ -122,11 +122,11 @@ def test_float32_costs_nothing_in_the_loss(real_layers, bits: int) -> None:
         rounded = torch.stack(
             [gptq(rows, hessian, bits, some)[0] for rows, some in zip(reduced, factors, strict=True)]
         )
-        picked = choose(
+        picked = criterion(
             squared_norm(weight - rounded, hessian),
             squared_norm(weight - torch.stack(reduced), hessian),
             KAPPA,
-        )
+        ).argmin(0)
         kept = rounded[picked, torch.arange(len(weight))]
         kept = kept * unbiased_gain(weight @ hessian, weight, kept)[:, None]
         ratios.append(settled.loss / baselines.proxy_loss(kept, weight, hessian))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
-from magr_gptq.rounding.choice import choose, squared_norm
+from magr_gptq.rounding.choice import criterion, squared_norm
 from magr_gptq.rounding.scales import unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
@@ -91,5 +91,5 @@ def test_a_lost_row_keeps_its_scale(quantized: float) -> None:
 def test_choose_counts_shrinkage_extra_and_prefers_the_first_of_equals() -> None:
     error = torch.tensor([[2.0, 1.0, 1.0, float("nan")], [1.0, 1.0, 1.0, 5.0]])
     shrinkage = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.4, 0.1, 0.0, 0.0]])
-    assert choose(error, shrinkage, 3.0).tolist() == [0, 0, 0, 1]
-    assert choose(error, shrinkage, 2.0).tolist() == [1, 0, 0, 1]
+    assert criterion(error, shrinkage, 3.0).argmin(0).tolist() == [0, 0, 0, 1]
+    assert criterion(error, shrinkage, 2.0).argmin(0).tolist() == [1, 0, 0, 1]

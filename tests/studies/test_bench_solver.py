@@ -32,6 +32,7 @@ from eval.studies.solver.methods import (
     paper,
 )
 from magr_gptq import MagRConfig
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import settle
@@ -217,7 +218,8 @@ def test_the_default_takes_the_products_that_are_counted(group_size: int, fewer:
         codes = (groups / scale[..., None]).round().clamp(-4, 3)
         nearest = (codes * scale[..., None]).flatten(1)
         group_of = torch.arange(columns) // size
-        settle(layer, Rounded(nearest, scale, torch.zeros_like(scale), group_of, lowest=-4))
+        kept = Kept.of(layer, Rounded(nearest, scale, torch.zeros_like(scale), group_of, lowest=-4))
+        settle(layer, kept)
     one = 2 * rows * columns**2
     assert counted.flops / one == pytest.approx(
         scaling.default_products(rows, columns) / one - fewer, rel=0.03

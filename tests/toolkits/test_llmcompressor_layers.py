@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from magr_gptq.rounding.layer import prepare as layer_step_prepare
 from magr_gptq.rounding.order import importance_order
-from magr_gptq.toolkits import layer_step
+from magr_gptq.toolkits import layer_step, roads
 from magr_gptq.toolkits.llmcompressor import modifier as adapter
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
@@ -42,12 +42,13 @@ def prepared(monkeypatch) -> list[dict]:
     """What every layer was prepared with, and the rows that the toolkit got of it."""
     seen: list[dict] = []
 
-    def recording(weight, hessian, plan, share=None):
-        layer, rows = layer_step_prepare(weight, hessian, plan, share)
-        seen.append({"plan": plan, "rows": torch.cat(rows), "factors": layer.factors.clone()})
+    def recording(*given):
+        layer, rows = layer_step_prepare(*given)
+        seen.append({"plan": layer.plan, "rows": torch.cat(rows), "factors": layer.factors.clone()})
         return layer, rows
 
-    monkeypatch.setattr(layer_step, "prepare", recording)
+    for road in (layer_step, roads):
+        monkeypatch.setattr(road, "prepare", recording)
     return seen
 
 
@@ -150,7 +151,7 @@ def test_short_memory_rounds_the_candidates_one_by_one(batched, given, monkeypat
         return found
 
     monkeypatch.setattr(toolkit, "quantize_weight", short)
-    with pytest.warns(UserWarning, match="one by one, chosen on the CPU"):
+    with pytest.warns(UserWarning, match="one by one$"):
         apart = round_layers(used := modifier(3, 32, False, **settings), layers)
     # together, each layer by itself, each candidate by itself
     assert {batch.shape for batch in given} == {(batched or 1, 3 * 16, 64), (1, 3 * 16, 64), (1, 16, 64)}

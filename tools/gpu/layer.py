@@ -12,6 +12,7 @@ from magr_gptq import MagRConfig
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.hessian import ScaledHessian
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import Settled, settle
@@ -41,7 +42,7 @@ class Made:
     def default_work(self) -> Settled:
         """All that the default does around a toolkit's rounding, which is to nearest here."""
         layer, rows = prepare(self.weight, self.hessian, self.plan)
-        return settle(layer, nearest(rows, self.plan.group_size))
+        return settle(layer, Kept.of(layer, nearest(rows, self.plan.group_size)))
 
 
 def nearest(candidates: list[Tensor], group_size: int) -> Rounded:

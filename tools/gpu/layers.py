@@ -15,6 +15,7 @@ import torch
 from eval.lib.shapes import Input, inputs_of
 from eval.studies.solver.methods import STEPS, Problem, largest_eigenvalue, paper_steps
 from magr_gptq import reduce
+from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.settle import settle
 from magr_gptq.rounding.sweep import coordinate_descent
@@ -48,7 +49,7 @@ def times(part: Part, made: Made) -> dict[str, Any]:
     }
     layer, rows = prepare(made.weight, made.hessian, made.plan, lambda _: held)
     rounded = nearest(rows, made.plan.group_size)
-    found["settle"] = part.seconds(lambda: settle(layer, rounded))
+    found["settle"] = part.seconds(lambda: settle(layer, Kept.of(layer, rounded)))
     first = rounded.rows(torch.arange(len(made.weight), device=part.device))
     scale, zero = (x[:, first.group_of] for x in (first.scale, first.zero))
     found["sweeps"] = part.seconds(

@@ -149,14 +149,14 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
     try:
         done = layer_step.quantize_layer(given, rounding)
     except RetriedError:
-        return rounding.found  # the retry has quantized the layer's own weight
+        return rounding.retried
     if isinstance(done, Aside):
         task.H = done.hessian
         # it may be shrunk, and must not serve other layers
         task._disable_shared_hessian_cache()
         _step_aside(task, skipped=done.reason, aside=done.outcome)
         return quantize()
-    return _result(task, done, rounding.found)
+    return _result(task, done, rounding.rest)
 
 
 def _given(task: Any, magr: MagRConfig) -> Given:
@@ -169,7 +169,7 @@ def _given(task: Any, magr: MagRConfig) -> Given:
         task._disable_shared_hessian_cache()
     corrects = isinstance(task, (GPTAQ, FOEM))
     return Given(
-        weight=task.clone_module(device=hessian.device),
+        weight=task.clone_module(copy=False, device=hessian.device),
         hessian=hessian,
         plan=plan,
         # where earlier layers are corrected for these are sequences
@@ -182,10 +182,14 @@ def _given(task: Any, magr: MagRConfig) -> Given:
 
 
 def _result(task: Any, done: Done, found: Any) -> Any:
-    """What the toolkit's `quantize` returns, of the rows that were kept; counted in the report."""
+    """What the toolkit's `quantize` returns, of the rows that were kept; counted in the report.
+
+    Args:
+        found: what comes after the columns' groups in what it returned the last time.
+    """
     config, module = task.qcfg, task.module
     report, settled = LayerReport.of(_name(task), config.bits, config.group_size, done), done.settled
-    *_, duration, loss, damp, samples = found
+    duration, loss, damp, samples = found
     # a loss in words tells of another way to round
     config.magr_report.add(replace(report, fallback=NOT_INVERTED) if isinstance(loss, str) else report)
     if isinstance(loss, float):

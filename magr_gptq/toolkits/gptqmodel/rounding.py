@@ -31,7 +31,8 @@ class Rounding:
     """`quantize` of a task, with rows handed over as `module_copy` while a stand-in is its module.
 
     kind: sets this Hessian apart from others of the same input in the toolkit's cache of factors.
-    found: what the toolkit returned the last time.
+    rest: what the toolkit returned the last time, without the rows and their grids.
+    retried: all that it returned where it went back to the layer's own weight.
     """
 
     def __init__(self, task: Any, quantize: Callable[[], Any], kind: str) -> None:
@@ -50,13 +51,13 @@ class Rounding:
         task.module = stand_in = StandIn(self._module, weight, getattr(self._module, "target_device", None))
         try:
             with shrunk_grid(self._quantizer, factors=factors, bits=task.qcfg.bits), self._own_key():
-                self.found = self._quantize()
+                weight, scale, zero, group_of, *self.rest = found = self._quantize()
             if task.module is not stand_in:
+                self.retried = found
                 raise RetriedError
         finally:
             # where memory ran out, the rows must not stay
             task.module, task.module_copy = self._module, None
-        weight, scale, zero, group_of, *_ = self.found
         return Rounded(weight, scale, zero, group_of)
 
     @contextmanager

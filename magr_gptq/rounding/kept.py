@@ -1,0 +1,74 @@
+"""Every row's best candidate, of those that a toolkit has rounded so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.rounding.layer import Layer
+from magr_gptq.rounding.rounded import Rounded
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What rows keep.
+
+    rounded: [out, in] and its grids. picked: the number of every row's candidate, [out].
+    criterion: by which it was chosen, [out]. largest: max |w'| of every row before it was rounded, [out].
+    plain_error: ‖Ŵ − Q‖²_H of plain GPTQ's rows together; None where it is not among the candidates so far.
+    unimproved: how many rows a solver left as they were.
+    """
+
+    rounded: Rounded
+    picked: Tensor
+    criterion: Tensor
+    largest: Tensor
+    plain_error: float | None
+    unimproved: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, layer: Layer, rounded: Rounded) -> Kept:
+        """The best of a layer's candidates.
+
+        Args:
+            rounded: what became of the layer's candidate rows, in their order.
+        """
+        target, hessian = layer.cut_to(rounded.weight.shape[1])
+        errors = _errors(layer, rounded.weight.view(-1, *target.shape), target, hessian)
+        least, best = criterion(errors, layer.shrinkage).min(0)
+        every = torch.arange(len(target), device=best.device)
+        return cls(
+            rounded=rounded.rows(best * len(target) + every) if len(errors) > 1 else rounded,
+            picked=best + layer.numbers[0],
+            criterion=least,
+            largest=layer.largest[best, every],
+            plain_error=float(errors[0].sum()) if layer.plan.had_plain and layer.numbers[0] == 0 else None,
+            unimproved=layer.unimproved,
+        )
+
+    @torch.no_grad()
+    def or_better(self, other: Kept) -> Kept:
+        """These rows, and those of later candidates where they are strictly better."""
+        better = other.criterion < self.criterion
+        picked, least, largest = (
+            torch.where(better, theirs, mine)
+            for mine, theirs in (
+                (self.picked, other.picked),
+                (self.criterion, other.criterion),
+                (self.largest, other.largest),
+            )
+        )
+        rounded = self.rounded.where(better, other.rounded)
+        return Kept(rounded, picked, least, largest, self.plain_error, max(self.unimproved, other.unimproved))
+
+
+def _errors(layer: Layer, quantized: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
+    """‖Ŵ − Q‖²_H of every candidate's rows, [candidates, out]."""
+    if not layer.plan.has_choice:
+        return layer.shrinkage
+    # one by one: together they would need memory for as many differences
+    return torch.stack([squared_norm(target - candidate, hessian) for candidate in quantized])
