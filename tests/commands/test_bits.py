@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_models import save_mixture
-from command_line import PROSE, call, shared
+from command_line import PROSE, call
 from safetensors import safe_open
 from tiny import calibration_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
@@ -58,19 +58,6 @@ def _own_folder(tmp_path, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return save_tiny_model("two-blocks", tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def _started(tmp_path_factory):
-    with Worker(tmp_path_factory.mktemp("worker") / "log") as worker:
-        yield worker
-
-
-@pytest.fixture
-def worker(_started, monkeypatch) -> Worker:
-    """One quantizing process for all the tests that ask for it."""
-    monkeypatch.setattr(quantize_module, "Worker", shared(_started))
-    return _started
 
 
 def survey_of_two_blocks() -> Survey:
