@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +18,11 @@ from transformers import AutoTokenizer
 
 from magr_gptq.app.cli import demo as demo_module
 from magr_gptq.app.cli import doctor as doctor_module
+from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing import child
+from magr_gptq.app.quantizing.card import model_card
 from magr_gptq.app.quantizing.engines import find_engine
-from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.quantizing.job import Job, Outcome
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.text import windows_in_words
 from magr_gptq.toolkits import SeamError, installed
@@ -29,6 +31,7 @@ from magr_score.windows import spelled, tokenize
 
 pytestmark = pytest.mark.long
 
+ENGINE = installed()[0]
 NEEDS_GPTQMODEL = pytest.mark.skipif("gptqmodel" not in installed(), reason="needs GPTQModel")
 
 
@@ -165,24 +168,44 @@ def test_windows_are_whole_and_begin_as_the_tokenizer_begins_a_text(cut: str, wo
 
 @pytest.mark.parametrize("cut", ["tokenizer", "stream"])
 def test_an_engine_is_given_windows_as_the_job_has_them(cut: str, monkeypatch) -> None:
+    seen = windows_are_kept_alone(monkeypatch)
+    model = save_tiny_model("llama", Path("begins"), begins=True)
+    job = Job(str(model), "out", "prose.txt", engine=ENGINE, samples=5, seqlen=16, cut=cut)
+    child.perform(asdict(job), lambda *_, **__: None)
+    assert [len(window) for window in seen] == [16] * 5
+    # 0 is what the tokenizer puts before a text
+    assert [window[0] == 0 for window in seen] == [cut == "tokenizer"] * 5
+    assert not any(0 in window[1:] for window in seen)
+
+
+def test_windows_that_repeat_a_short_text_are_told_once(model: str, monkeypatch, capfd) -> None:
+    windows_are_kept_alone(monkeypatch)
+    job = Job(model, str(Path("out").absolute()), "prose.txt", engine=ENGINE, samples=64, seqlen=64)
+    outcome = Outcome(**child.perform(asdict(job), lambda *_, **__: None))
+    assert outcome.overlap.startswith("The calibration windows overlap: of their 4,096 tokens ")
+    # what a child writes there is the run's log
+    assert capfd.readouterr().err.count(outcome.overlap) == 1
+    quantize_module.show(job, outcome)
+    assert " ".join(capfd.readouterr().out.split()).count(f"{outcome.overlap}.") == 1
+    assert model_card(job, outcome).count(outcome.overlap) == 1
+    enough = child.perform(asdict(replace(job, samples=8)), lambda *_, **__: None)
+    assert enough["overlap"] is None
+
+
+def windows_are_kept_alone(monkeypatch) -> list[list[int]]:
+    """In place of quantizing them; they end up in the list."""
     seen: list[list[int]] = []
 
     def keep(_job, _config, windows, *_):
         seen.extend(windows)
         return 0.0, RunReport()
 
-    found = find_engine(installed()[0])
+    found = find_engine(ENGINE)
     fake = SimpleNamespace(
         least_tokens=1, toolkit=found.toolkit, distributions=found.distributions, quantize=keep
     )
-    monkeypatch.setattr(child, "ENGINES", {"fake": fake})
-    model = save_tiny_model("llama", Path("begins"), begins=True)
-    job = Job(str(model), "out", "prose.txt", engine="fake", samples=5, seqlen=16, cut=cut)
-    child.perform(asdict(job), lambda *_, **__: None)
-    assert [len(window) for window in seen] == [16] * 5
-    # 0 is what the tokenizer puts before a text
-    assert [window[0] == 0 for window in seen] == [cut == "tokenizer"] * 5
-    assert not any(0 in window[1:] for window in seen)
+    monkeypatch.setattr(child, "ENGINES", {ENGINE: fake})
+    return seen
 
 
 def weights_are_those_that_the_file_describes(folder: Path) -> None:
