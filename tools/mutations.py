@@ -1,27 +1,39 @@
 """Break the package on purpose, one place at a time, and see which test notices.
 
-    python -m tools.mutations               all of them
-    python -m tools.mutations toolkits app  those of files whose path holds one of these words
+    python -m tools.mutations                     all of them
+    python -m tools.mutations toolkits app        those of files whose path holds one of these words
+    python -m tools.mutations --keep caught.json  goes on where such a run was stopped
 
 Each mutation is made in a copy of the package in a temporary folder, never in the working tree. The table
-names the first test that fails; the command fails where none does.
+names the first test that fails; the command fails where none does. Tests run in forks of this process, which
+has imported what most of them need, so that a mutation costs seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import os
 import re
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("magr_gptq", "magr_score", "tests", "eval", "pyproject.toml")
 UNUSED = shutil.ignore_patterns("__pycache__", "results")
+OPTIONS = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider")
+WARM = ("torch", "transformers", "sklearn", "scipy.stats", "datasets", "accelerate", "hypothesis", "typer")
 
 
 class Mutation(NamedTuple):
@@ -329,8 +341,44 @@ MUTATIONS = [
         "825",
     ),
     Mutation("reduction/arguments.py", "if not value.isfinite():", "if False:", "public_reports", "36822"),
+    Mutation("app/text.py", "distinct >= DISTINCT * drawn", "distinct >= 0", "text", "overlap"),
     Mutation(
         "app/text.py", "for _ in range(count)]", "for _ in range(count - 1)]", "public_reports", "Olive"
+    ),
+    Mutation(
+        "toolkits/gptqmodel/adapter.py",
+        "str(task.name if named is None else named.full_name)",
+        "str(task.name)",
+        "public_reports",
+        "2435",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/adapter.py",
+        "return weight, best.scale, best.zero",
+        "return weight, best.scale.flip(1), best.zero",
+        "public_reports",
+        "188",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/adapter.py",
+        "LayerReport.of(_name(task), config.bits,",
+        "LayerReport.of(_name(task), 4,",
+        "public_reports",
+        "773",
+    ),
+    Mutation(
+        "app/text.py", '"\\n\\n".join(_jsonl_rows(path))', "next(_jsonl_rows(path))", "public_reports", "5650"
+    ),
+    # two hosts
+    Mutation(
+        "toolkits/llmcompressor/ranks.py", "if 0 in ranks", "if False", "two_hosts", "without_calibration"
+    ),
+    Mutation(
+        "toolkits/llmcompressor/modifier.py",
+        "        super()._reduce_hessian_to_target_rank(module_list, module_to_rank)",
+        "        pass",
+        "two_hosts",
+        "very_weights",
     ),
     # engines
     Mutation(
@@ -442,31 +490,79 @@ MUTATIONS = [
 
 
 def main() -> int:
-    """Run the tests on the package as it is, then on every mutant."""
+    """Run the tests on every mutant, and those that fail on the package as it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("files", nargs="*", help="words of paths")
-    words = parser.parse_args().files
-    chosen = [m for m in MUTATIONS if not words or any(word in m.file for word in words)]
+    parser.add_argument("--keep", type=Path, help="file of what was caught; what is in it is not tried again")
+    args = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not args.files or any(word in m.file for word in args.files)]
+    caught = Caught(args.keep)
+    import_what_tests_need()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
+        # without bytecode: a mutation can leave size and time of a file as they were
+        os.environ.update(PYTHONPATH=folder, PYTHONDONTWRITEBYTECODE="1")
+        sys.dont_write_bytecode = True
         copy_into(copy)
-        for only in dict.fromkeys(m.only for m in chosen):
-            names = (name for m in chosen if m.only == only for name in m.tests.split())
-            failed = first_failure(copy, " ".join(dict.fromkeys(names)), only)
-            if failed:
-                print(f"without any mutation {failed} fails")
-                return 1
-        survivors = 0
         print("| file | broken | test that failed |\n|---|---|---|", flush=True)
         for mutation in chosen:
-            caught = try_out(copy, mutation)
-            survivors += caught is None
-            print(
-                f"| {mutation.file} | `{mutation.old}` → `{mutation.new}` | {caught or '**none**'} |",
-                flush=True,
-            )
-    print(f"\n{len(chosen) - survivors} of {len(chosen)} mutations caught")
-    return int(survivors > 0)
+            if mutation not in caught:
+                test = try_out(copy, mutation)
+                require_passing(copy, test, mutation)
+                caught.add(mutation, test)
+            told = caught[mutation] or "**none**"
+            print(f"| {mutation.file} | `{mutation.old}` → `{mutation.new}` | {told} |", flush=True)
+    survivors = [mutation for mutation in chosen if caught[mutation] is None]
+    print(f"\n{len(chosen) - len(survivors)} of {len(chosen)} mutations caught")
+    return int(bool(survivors))
+
+
+class Caught:
+    """The test that caught each mutation, None where none did; kept in a file where there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        kept = json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else []
+        self._tests = {Mutation(*mutation): test for mutation, test in kept}
+
+    def __contains__(self, mutation: Mutation) -> bool:
+        # one that survived is tried again
+        return self._tests.get(mutation) is not None
+
+    def __getitem__(self, mutation: Mutation) -> str | None:
+        return self._tests[mutation]
+
+    def add(self, mutation: Mutation, test: str | None) -> None:
+        self._tests[mutation] = test
+        if self._file:
+            self._file.write_text(json.dumps(list(self._tests.items()), indent=1), encoding="utf-8")
+
+
+def import_what_tests_need() -> None:
+    """Under the tests' environment, which torch reads as it is imported; of the package itself nothing."""
+    runpy.run_path(str(ROOT / "tests" / "conftest.py"))
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process that has started threads must not be forked
+    for name in WARM:
+        importlib.import_module(name)
+    assert not {"magr_gptq", "magr_score", "triton"} & set(sys.modules)
+
+
+def require_passing(folder: Path, test: str | None, mutation: Mutation) -> None:
+    """RuntimeError where the test fails without the mutation, too, and so proves nothing."""
+    if test is None:
+        return
+    if "::" in test and passes(folder, test):
+        return
+    # a process that ended named no test, and a name with a dash in it was cut
+    failed = first_failure(folder, mutation.tests, mutation.only)
+    if failed:
+        raise RuntimeError(f"without any mutation {failed} fails")
+
+
+@cache
+def passes(folder: Path, test: str) -> bool:
+    """Whether a test passes on the package as it is."""
+    return in_a_fork(folder, [*OPTIONS, str(folder / "tests" / test)])[0] == 0
 
 
 def copy_into(folder: Path) -> None:
@@ -498,33 +594,48 @@ def try_out(folder: Path, mutation: Mutation) -> str | None:
 def first_failure(folder: Path, tests: str, only: str = "") -> str | None:
     """The name of the first test to fail in these files, or None where all pass."""
     files = [str(file) for name in tests.split() for file in (folder / "tests").rglob(f"test_{name}.py")]
-    arguments = [
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--tb=no",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        only or "not memory_peak",
-    ]
-    done = run(folder, *arguments, *files)
-    if done.returncode == 0:
+    status, printed = in_a_fork(folder, [*OPTIONS, "-k", only or "not memory_peak", *files])
+    if status == 0:
         return None
-    found = re.search(r"^FAILED tests/(.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
-    if found is None and done.returncode not in (2, 4, 5) and only:
-        return f"{only}: the process ended with {done.returncode}"  # GPTQModel ends it where a thread fails
+    found = re.search(r"^FAILED tests/(.+?)(?: - .*)?$", printed, re.MULTILINE)
+    if found is None and status not in (2, 4, 5) and only:
+        return f"{only}: the process ended with {status}"  # GPTQModel ends it where a thread fails
     if found is None:
-        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"pytest ended with {status}:\n{printed}")
     return found[1]
 
 
+def in_a_fork(folder: Path, arguments: list[str]) -> tuple[int, str]:
+    """pytest's exit status and all that it printed; a process of its own group, of which nothing is left."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
+        child = os.fork()
+        if child == 0:
+            run_pytest(folder, arguments, printed.fileno())
+        _, status = os.waitpid(child, 0)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+        printed.seek(0)
+        return os.waitstatus_to_exitcode(status), printed.read()
+
+
+def run_pytest(folder: Path, arguments: list[str], output: int) -> NoReturn:
+    """In place of the rest of this process."""
+    status: int = pytest.ExitCode.INTERNAL_ERROR
+    try:
+        os.setpgid(0, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        sys.path[:] = [str(folder), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+        status = pytest.main(arguments)
+        sys.stdout.flush()
+    finally:
+        os._exit(status)
+
+
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # without bytecode: a mutation can leave size and time of a file as they were
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
 
 

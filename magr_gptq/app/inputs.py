@@ -8,13 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from magr_gptq.app.checks import PICKLES, check_model_folder
-from magr_gptq.app.text import load_text, random_windows
+from magr_gptq.app.text import load_text, overlap_in_words, random_starts, windows_at
 from magr_gptq.errors import InputError
 from magr_score.windows import TOKENIZER, model_limit, spelled, tokenize
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 UNUSED_FILES = ("original/*", "onnx/*", "*.onnx", "*.gguf", "*.h5", "*.msgpack")
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Calibration windows, as `random_windows` draws them.
+
+    rows: token ids [samples][seqlen].   overlap: see `overlap_in_words`.
+    """
+
+    rows: list[list[int]]
+    overlap: str | None
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,8 @@ class Model:
 
     def windows(
         self, calibration: str, *, samples: int, seqlen: int, seed: int, cut: str = TOKENIZER
-    ) -> list[list[int]]:
-        """Calibration windows of a text, as `random_windows` draws them.
+    ) -> Windows:
+        """Calibration windows of a text.
 
         Args:
             calibration: see `load_text`. seqlen: tokens a window; fewer where the model takes no more.
@@ -38,9 +49,11 @@ class Model:
             InputError: a text that is too short, or a tokenizer of another model.
         """
         beginning, tokens = tokenize(self.tokenizer, load_text(calibration), cut)
-        windows = random_windows(tokens, samples, min(seqlen, model_limit(self.config)), seed, beginning)
-        check_vocabulary(windows, self.config)
-        return windows
+        length = min(seqlen, model_limit(self.config))
+        starts = random_starts(tokens, samples, length, seed, len(beginning))
+        rows = windows_at(starts, tokens, length, beginning)
+        check_vocabulary(rows, self.config)
+        return Windows(rows, overlap_in_words(starts, length - len(beginning)))
 
     def beginning(self, cut: str) -> str:
         """What every window begins with, as `spelled` writes it."""

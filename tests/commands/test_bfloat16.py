@@ -31,7 +31,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("engine", ["gptqmodel", "optimum", "llm-compressor"])
 def test_a_stream_beyond_float16_is_quantized_saved_and_loaded(
-    engine: str, model, tmp_path, monkeypatch
+    engine: str, model, worker, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prose.txt").write_text(PROSE)

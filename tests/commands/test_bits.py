@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_models import save_mixture
-from command_line import PROSE, call, shared
+from command_line import PROSE, call
 from safetensors import safe_open
 from tiny import calibration_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
@@ -58,19 +58,6 @@ def _own_folder(tmp_path, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return save_tiny_model("two-blocks", tmp_path_factory.mktemp("model") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def _started(tmp_path_factory):
-    with Worker(tmp_path_factory.mktemp("worker") / "log") as worker:
-        yield worker
-
-
-@pytest.fixture
-def worker(_started, monkeypatch) -> Worker:
-    """One quantizing process for all the tests that ask for it."""
-    monkeypatch.setattr(quantize_module, "Worker", shared(_started))
-    return _started
 
 
 def survey_of_two_blocks() -> Survey:
@@ -293,7 +280,7 @@ def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) ->
 
 
 @NEEDS_GPTQMODEL
-def test_fused_experts_are_refused_by_name(tmp_path) -> None:
+def test_fused_experts_are_refused_by_name(tmp_path, planning) -> None:
     code, output = quantize(save_mixture(tmp_path / "mixture"), "--avg-bits", 3)
     assert code == 2
     assert "several experts in one weight" in output
@@ -303,7 +290,7 @@ def test_fused_experts_are_refused_by_name(tmp_path) -> None:
 
 
 @NEEDS_GPTQMODEL
-def test_every_layer_has_its_bits_and_the_file_its_size(model: Path, worker: Worker) -> None:
+def test_every_layer_has_its_bits_and_the_file_its_size(model: Path, worker: Worker, planning) -> None:
     code, output = quantize(model, "--avg-bits", 3.2)
     assert code == 0, output
     plan = BitPlan.read(Path("out", "bits.json"))
@@ -329,7 +316,9 @@ def test_every_layer_has_its_bits_and_the_file_its_size(model: Path, worker: Wor
 
 @pytest.mark.skipif("llm-compressor" not in MIXING, reason="needs llm-compressor")
 @pytest.mark.parametrize("symmetry", ["--sym", "--no-sym"])
-def test_llm_compressor_takes_a_plan_as_its_own_groups(symmetry: str, model: Path, worker: Worker) -> None:
+def test_llm_compressor_takes_a_plan_as_its_own_groups(
+    symmetry: str, model: Path, worker: Worker, planning
+) -> None:
     code, output = quantize(model, "--avg-bits", 3.4, symmetry, engine="llm-compressor")
     assert code == 0, output
     plan = BitPlan.read(Path("out", "bits.json"))
@@ -344,7 +333,9 @@ def test_llm_compressor_takes_a_plan_as_its_own_groups(symmetry: str, model: Pat
 
 
 @NEEDS_GPTQMODEL
-def test_inspect_writes_a_plan_that_quantize_takes_after_a_change(model: Path, worker: Worker) -> None:
+def test_inspect_writes_a_plan_that_quantize_takes_after_a_change(
+    model: Path, worker: Worker, planning
+) -> None:
     code, output = inspect(model, "--size", "250KB", "--plan", "plan.json")
     assert code == 0, output
     assert "Bits of each layer" in output
@@ -359,7 +350,7 @@ def test_inspect_writes_a_plan_that_quantize_takes_after_a_change(model: Path, w
 
 
 @NEEDS_GPTQMODEL
-def test_a_plan_of_another_model_is_refused_before_work(model: Path, monkeypatch) -> None:
+def test_a_plan_of_another_model_is_refused_before_work(model: Path, planning, monkeypatch) -> None:
     monkeypatch.setattr(quantize_module, "Worker", _never)
     Path("plan.json").write_text(plan_of(3.2).to_json())
     code, output = quantize(model, "--plan", "plan.json")
@@ -369,7 +360,7 @@ def test_a_plan_of_another_model_is_refused_before_work(model: Path, monkeypatch
 
 
 @NEEDS_GPTQMODEL
-def test_an_interrupted_runs_survey_is_used_again(model: Path, worker: Worker, monkeypatch) -> None:
+def test_an_interrupted_runs_survey_is_used_again(model: Path, worker: Worker, planning, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(quantize_module, "_run_under_bar", _interrupted)
         assert quantize(model, "--avg-bits", 3.2, "--no-verify")[0] == 130

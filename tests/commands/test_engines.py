@@ -9,11 +9,10 @@ import pytest
 import torch
 import yaml
 from bad_models import save_mixture, save_tiny
-from command_line import PROSE, call, shared
+from command_line import PROSE, call
 from safetensors.torch import load_file
 from tiny import save_tiny_model
 
-from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing.engines import ENGINES
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.toolkits import installed
@@ -35,19 +34,6 @@ def _own_folder(tmp_path, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     return str(save_tiny_model("llama", tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def _started(tmp_path_factory):
-    with Worker(tmp_path_factory.mktemp("worker") / "log") as worker:
-        yield worker
-
-
-@pytest.fixture
-def worker(_started, monkeypatch) -> Worker:
-    """One quantizing process for all the tests that ask for it."""
-    monkeypatch.setattr(quantize_module, "Worker", shared(_started))
-    return _started
 
 
 def quantize(model: object, engine: str, *more: object) -> tuple[int, str]:
@@ -174,7 +160,7 @@ def test_llm_compressor_refuses_a_short_last_group(tmp_path, worker: Worker) -> 
 def test_compare_takes_the_other_engines(model: str) -> None:
     pytest.importorskip("matplotlib")
     code, output = call(
-        "compare", model, "--engine", "llm-compressor", "--methods", "gptq,magr", "--bits", "3",
+        "compare", model, "--engine", "llm-compressor", "--methods", "magr", "--bits", "3",
         "--group-size", "32", "--samples", 8, "--seqlen", 64, "--limit", 4, "--calibration", "prose.txt",
         "--evaluate", "prose.txt", "--out", "compared", "--positive-scales",
     )  # fmt: skip

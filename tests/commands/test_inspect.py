@@ -332,7 +332,7 @@ def test_layers_left_out_for_the_same_reason_are_told_in_one_line() -> None:
 
 
 @pytest.mark.skipif(find_spec("gptqmodel") is None, reason="needs GPTQModel")
-def test_inspect_counts_the_experts_that_quantize_does(tmp_path, monkeypatch) -> None:
+def test_inspect_counts_the_experts_that_quantize_does(worker, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prose.txt").write_text(PROSE)
     folder = save_tiny(

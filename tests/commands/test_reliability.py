@@ -17,7 +17,7 @@ from pathlib import Path
 import bad_models
 import psutil
 import pytest
-from command_line import PROSE, call, hear_interrupts, quantize, shared
+from command_line import PROSE, call, hear_interrupts, quantize
 from tiny import _rewrite, save_tiny_model
 
 from magr_gptq.app.cli import quantize as quantize_module
@@ -50,12 +50,6 @@ def mixture(tmp_path_factory) -> Path:
     return bad_models.save_mixture(tmp_path_factory.mktemp("mixtral") / "model")
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory):
-    with Worker(tmp_path_factory.mktemp("worker") / "log") as started:
-        yield started
-
-
 def job(model: Path, **settings) -> Job:
     text = settings.pop("calibration", "prose.txt")
     return Job(
@@ -73,8 +67,7 @@ BAD_TEXTS = {
 
 
 @pytest.mark.parametrize(("content", "message"), BAD_TEXTS.values(), ids=BAD_TEXTS)
-def test_bad_input_calibration(content: bytes, message: str, model: Path, worker, monkeypatch) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", shared(worker))
+def test_bad_input_calibration(content: bytes, message: str, model: Path, worker) -> None:
     Path("bad.txt").write_bytes(content)
     code, output = quantize(model, *OPTIONS, text="bad.txt")
     assert code == 2, output
@@ -125,8 +118,7 @@ def test_bad_input_windows_that_the_toolkit_would_leave_out(worker, model: Path)
 
 
 @pytest.mark.parametrize("switch", ["--magr", "--no-magr"])
-def test_experts_without_samples_are_counted(switch: str, mixture: Path, worker, monkeypatch) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", shared(worker))
+def test_experts_without_samples_are_counted(switch: str, mixture: Path, worker) -> None:
     code, output = quantize(mixture, *OPTIONS, switch, "--strict")
     assert code == 3, output
     kept = "reduced" if switch == "--magr" else "plain"
@@ -144,8 +136,7 @@ def test_experts_without_samples_are_counted(switch: str, mixture: Path, worker,
     assert '"fallen back": 6' in worker.log.read_text()
 
 
-def test_without_strict_the_same_run_succeeds(mixture: Path, worker, monkeypatch) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", shared(worker))
+def test_without_strict_the_same_run_succeeds(mixture: Path, worker) -> None:
     code, output = quantize(mixture, *OPTIONS)
     assert code == 0
     assert "Warning" in output
@@ -153,8 +144,7 @@ def test_without_strict_the_same_run_succeeds(mixture: Path, worker, monkeypatch
     assert told == ["0 of 1 layers quantized", "1 of 1 layers quantized"]
 
 
-def test_pickled_weights_are_quantized_where_allowed(worker, model: Path, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", shared(worker))
+def test_pickled_weights_are_quantized_where_allowed(worker, model: Path, tmp_path) -> None:
     pickled = bad_models.broken(model, tmp_path / "pickled", bad_models.to_pickle)
     code, output = quantize(pickled, *OPTIONS, "--allow-pickle", "--strict")
     assert code == 0, output
@@ -232,8 +222,7 @@ def test_fault(number: int, moment: str, status: int, left: set[str], model: Pat
     assert leftovers(Path("out").absolute()) == before
 
 
-def test_leftovers_are_named(model: Path, worker, monkeypatch) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", shared(worker))
+def test_leftovers_are_named(model: Path, worker) -> None:
     Path(".out.magr-unfinished-0").mkdir()
     code, output = quantize(model, *OPTIONS)
     assert code == 0, output

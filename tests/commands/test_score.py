@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from tiny import byte_tokenizer, save_tiny_model
 
+from magr_score.__main__ import main
 from magr_score.errors import ScoreError
 from magr_score.windows import cut_windows, spelled, tokenize
-
-PERPLEXITY = ("-I", "-m", "magr_score", "perplexity")
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,7 @@ def prose(tmp_path_factory) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *PERPLEXITY, *map(str, arguments), "--engine", "transformers"]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_forked("magr_score", "perplexity", *arguments, "--engine", "transformers")
 
 
 def by_definition(model: Path, tokens: list[int], starts: list[int], length: int) -> float:
@@ -63,9 +62,7 @@ def test_perplexity_by_its_definition(model: Path, prose: Path) -> None:
 
 def ask(quantity: str, **request: object) -> dict:
     """The one event that answers a request."""
-    command = [sys.executable, "-I", "-m", "magr_score", quantity, json.dumps(request)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    (line,) = done.stdout.splitlines()
+    (line,) = run_forked("magr_score", quantity, json.dumps(request)).stdout.splitlines()
     return json.loads(line)
 
 
@@ -158,8 +155,18 @@ def test_the_weights_of_a_model_are_those_of_its_file(model: Path, tmp_path) -> 
         assert torch.equal(weight, saved[f"{name}.weight"].float())
 
 
+def test_a_text_that_is_too_short_is_named_in_a_line(model: Path, prose: Path) -> None:
+    done = run(model, prose)
+    assert done.returncode != 0
+    assert "400 tokens, too few for one window of 2,048" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_stdout_is_one_json_line(model: Path, prose: Path) -> None:
-    lines = run(model, prose, "--seqlen", 60, "--limit", 2).stdout.splitlines()
+    """As it is meant to be run, in a process that nothing has prepared."""
+    options = ["--engine", "transformers", "--seqlen", "60", "--limit", "2"]
+    command = [sys.executable, "-I", "-m", "magr_score", "perplexity", str(model), str(prose), *options]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     assert len(lines) == 1
     assert json.loads(lines[0])["windows"] == 2
 
@@ -249,13 +256,15 @@ def test_a_process_that_imported_magr_gets_no_score(model: Path, prose: Path) ->
     [
         (["{folder}", "{text}"], "is not a model folder"),
         (["{model}", "absent.txt"], "there is no file absent.txt"),
-        (["{model}", "{text}"], "400 tokens, too few for one window of 2,048"),
         (["{model}", "{text}", "--limit", "0"], "--limit at least 1"),
     ],
 )
-def test_bad_input_is_named(arguments, message: str, model: Path, prose: Path, tmp_path) -> None:
+def test_bad_input_is_named(
+    arguments, message: str, model: Path, prose: Path, tmp_path, monkeypatch, capsys
+) -> None:
     filled = [a.format(folder=tmp_path, text=prose, model=model) for a in arguments]
-    done = run(*filled)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["magr_score", "perplexity", *filled, "--engine", "transformers"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code
+    assert message in capsys.readouterr().err + str(ended.value)

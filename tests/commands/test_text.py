@@ -190,6 +190,17 @@ def test_a_window_begins_with_what_it_is_given_and_keeps_its_length() -> None:
         text.random_windows(range(48), 1, 50, seed=0, beginning=[7001, 7002])
 
 
+@pytest.mark.parametrize("places", [40, 90, 120, 400, 4000])
+def test_an_overlap_is_told_where_much_of_the_text_is_repeated(places: int) -> None:
+    starts = text.random_starts(range(places), 5, 20, seed=0, begins=0)
+    distinct = len({start + place for start in starts for place in range(20)})
+    told = text.overlap_in_words(starts, 20)
+    assert (told is None) == (distinct >= 0.75 * 100)
+    if told is not None:
+        assert f"of their 100 tokens {distinct} are different ones of the text" in told
+        assert "Give a longer text, or a smaller --samples or --seqlen" in told
+
+
 @pytest.mark.parametrize(
     ("cut", "beginnings", "words"),
     [

@@ -337,7 +337,7 @@ def test_a_folder_without_a_model_is_named(model: Path) -> None:
 
 
 @pytest.mark.environments("modern")
-def test_quantize_tunes_what_it_saved(model: Path) -> None:
+def test_quantize_tunes_what_it_saved(model: Path, worker) -> None:
     options = ("--bits", 2, "--group-size", 32, "--seqlen", 64, "--samples", 8)
     code, output = quantize(model, *options, "--tune")
     assert code == 0, output

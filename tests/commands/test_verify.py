@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import PROSE, quantize
+from command_line import PROSE, quantize, shared
 from tiny import save_tiny_model
 
+from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.quantizing import verifying
 from magr_gptq.app.quantizing.card import model_card
 from magr_gptq.app.quantizing.engines import ENGINES
@@ -33,11 +34,12 @@ def _own_folder(tmp_path, monkeypatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> str:
+def checkpoint(quantizing_process, tmp_path_factory) -> str:
     """Made by the toolkit of this environment, asymmetric, so that zero points differ."""
     folder = tmp_path_factory.mktemp("checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr(quantize_module, "Worker", shared(quantizing_process))
         Path("prose.txt").write_text(PROSE)
         code, output = quantize(save_tiny_model("llama", folder / "model"), "--no-sym", *SMALL)
     assert code == 0, output
@@ -136,7 +138,7 @@ def test_names_alone_are_compared_where_a_checkpoint_is_large(checkpoint: str, m
     assert try_loaders(job, False, Path("log"), lambda _: None) == []
 
 
-def test_a_checkpoint_that_does_not_load_is_kept_and_the_command_fails(tmp_path, monkeypatch) -> None:
+def test_a_checkpoint_that_does_not_load_is_kept_and_the_command_fails(worker, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(verifying, "verify", lambda *_, **__: {"missing": ["lm_head.weight"]})
     code, output = quantize(save_tiny_model("llama", tmp_path / "model"), *SMALL, "--verify")
     assert code == 1

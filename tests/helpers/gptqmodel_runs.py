@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from forked import run_forked
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from places import HELPERS
 from tiny import calibration_rows
@@ -27,7 +25,5 @@ def quantize(folder: str, **settings):
 
 def run_vanilla(*arguments: str, cwd: Path) -> None:
     """A process that never imports magr_gptq (it checks that itself)."""
-    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
-    command = [sys.executable, str(HELPERS / "dump_gptqmodel.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+    done = run_forked(str(HELPERS / "dump_gptqmodel.py"), *arguments, cwd=cwd)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,6 +1,6 @@
-"""One rank of llm-compressor with MagR: torchrun --nproc-per-node N torchrun_llmcompressor.py MODEL OUT.
+"""One rank of llm-compressor with MagR: torchrun ... torchrun_llmcompressor.py MODEL OUT RUN...
 
-Saves a checkpoint for each of its `RUNS`, and for each rank what it reduced by itself and what its
+Saves a checkpoint for each of these of its `RUNS`, and for each rank what it reduced by itself and what its
 report says at the end.
 """
 
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -46,16 +47,16 @@ class Watched(MagRGPTQModifier):
         return super().on_finalize(state, **kwargs)
 
 
-def main(model: str, out: Path, rank: int, ranks: int) -> None:
+def main(model: str, out: Path, names: Iterable[str], rank: int, ranks: int) -> None:
     torch.set_num_threads(1)  # as torchrun has it for its ranks: more threads sum in another order
     rows = calibration_rows()
     # 0.14 would let every rank see the first rows only, if it had to share them out
     own = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
-    for name, settings in RUNS.items():
+    for name in names:
         given.clear()
         reduced.clear()
         helpers.GPTQ_PRECISION = PRECISION[name]
-        modifier = Watched(**settings)
+        modifier = Watched(**RUNS[name])
         quantize([modifier], model, out / name, own)
         report = [layer.name for layer in modifier.magr_report.layers]
         shares = {layer.name: [layer.shrinkage, layer.correction] for layer in modifier.magr_report.layers}
@@ -70,7 +71,7 @@ if __name__ == "__main__":
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    main(sys.argv[1], Path(sys.argv[2]), rank, ranks)
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:], rank, ranks)
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

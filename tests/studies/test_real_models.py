@@ -18,7 +18,7 @@ from places import ROOT
 from eval.studies.real.make_task import CHOICES, WORDS, questions, write
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import diverge
+from magr_gptq.app.scoring import diverge_all
 
 pytestmark = pytest.mark.long
 
@@ -52,16 +52,17 @@ def smollm2(tmp_path_factory) -> Path:
 def test_two_real_layers_stay_nearer_to_themselves_than_by_plain_gptq(smollm2: Path, tmp_path) -> None:
     asked = {"calibration": str(TEXTS / "calibration.txt"), "bits": 3, "group_size": 64, "samples": 8}
     scored = {"engine": "gptqmodel", "seqlen": 256, "limit": 8, "log": tmp_path / "log"}
-    found = {}
+    made: list[str] = []
     with Worker(tmp_path / "log") as worker:
         for name, magr in (("plain", None), ("default", {})):
             out = tmp_path / name
             job = Job(str(smollm2), str(out), magr=magr, seqlen=256, **asked)
             outcome = worker.quantize(job, listen=lambda _: None)
             assert outcome.totals["outcomes"] == {"plain" if magr is None else "reduced": 14}
-            found[name] = diverge(str(smollm2), str(out), TEXTS / "evaluation.txt", **scored)
-    assert found["default"]["divergence"] < 0.8 * found["plain"]["divergence"]
-    assert found["default"]["beginning"] == ""
+            made.append(str(out))
+    plain, default = diverge_all(str(smollm2), made, TEXTS / "evaluation.txt", **scored)
+    assert default["divergence"] < 0.8 * plain["divergence"]
+    assert default["beginning"] == ""
 
 
 def test_a_question_is_followed_by_its_answer_in_the_text() -> None:

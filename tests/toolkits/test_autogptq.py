@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from covering import covering
+from forked import run_forked
 from places import HELPERS
 from tiny import calibration_rows, save_tiny_model
 
@@ -63,9 +61,7 @@ def quantize(model):
 
 def run_vanilla(*arguments: str) -> None:
     """A process that never imports magr_gptq (it checks that itself)."""
-    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
-    command = [sys.executable, str(HELPERS / "dump_autogptq.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = run_forked(str(HELPERS / "dump_autogptq.py"), *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
@@ -85,7 +81,7 @@ def _content(path: Path) -> bytes:
 ROUND_TRIPS = [
     *(
         ("llama", {"bits": bits, "group_size": group_size, "sym": sym, "desc_act": desc_act})
-        for bits, group_size, sym, desc_act in itertools.product(
+        for bits, group_size, sym, desc_act in covering(
             (2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True)
         )
     ),

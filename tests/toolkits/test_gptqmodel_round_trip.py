@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from covering import covering
 from tiny import save_tiny_model
 
 import magr_gptq
@@ -18,9 +18,7 @@ from gptqmodel_runs import quantize, run_vanilla
 
 pytestmark = pytest.mark.long
 
-ROUND_TRIPS = list(
-    itertools.product((2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True), ("gptq", "gptq_v2"))
-)
+ROUND_TRIPS = covering((2, 3, 4, 8), (-1, 32, 128), (True, False), (False, True), ("gptq", "gptq_v2"))
 
 
 @pytest.fixture(scope="module")

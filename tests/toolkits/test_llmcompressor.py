@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from places import HELPERS
 from tiny import SHAPES, save_tiny_model
 
@@ -20,7 +21,7 @@ from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.recipe import Recipe
-from llmcompressor_runs import digests, quantize, run_script, scheme, weights
+from llmcompressor_runs import digests, quantize, scheme, weights
 from loguru import logger
 from safetensors.torch import load_file
 
@@ -28,7 +29,6 @@ from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
 pytestmark = pytest.mark.long
 
-SCRIPT = str(HELPERS / "dump_llmcompressor.py")
 LAYERS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
           "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 RECIPE = """
@@ -49,6 +49,12 @@ def tiny(tmp_path_factory) -> str:
     return str(save_tiny_model("llama", tmp_path_factory.mktemp("models") / "llama"))
 
 
+def run_vanilla(*arguments: str, cwd: Path) -> None:
+    """A process that never imports magr_gptq (it checks that itself)."""
+    done = run_forked(str(HELPERS / "dump_llmcompressor.py"), *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 def modifier(*args, magr=True, **settings) -> MagRGPTQModifier:
     return MagRGPTQModifier(config_groups=scheme(*args, **settings), ignore=["lm_head"], magr=magr)
 
@@ -60,7 +66,7 @@ def tensors_of(folder: Path) -> dict[str, tuple]:
 def test_off_gives_the_files_of_a_process_without_magr(tiny, tmp_path) -> None:
     with magr_gptq.enabled("llm-compressor"):
         quantize([modifier(3, 32, magr=False)], tiny, tmp_path / "off")
-    run_script([SCRIPT, "quantize"], tiny, str(tmp_path / "vanilla"), cwd=tmp_path)
+    run_vanilla("quantize", tiny, str(tmp_path / "vanilla"), cwd=tmp_path)
     assert digests(tmp_path / "off") == digests(tmp_path / "vanilla")
 
 
@@ -152,7 +158,7 @@ def round_trips(tmp_path_factory) -> dict:
         layers = [dict(quantized.get_submodule(name).named_parameters()) for name in names]
         rounded[order] = [{key: value.detach().clone() for key, value in layer.items()} for layer in layers]
         quantized.save_pretrained(root / str(order))
-    run_script([SCRIPT, "dequantize"], *(str(root / str(order)) for order in ORDERS), cwd=root)
+    run_vanilla("dequantize", *(str(root / str(order)) for order in ORDERS), cwd=root)
     read = {order: torch.load(root / str(order) / "dequantized.pt") for order in ORDERS}
     return {order: (rounded[order], [read[order][name] for name in names]) for order in ORDERS}
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_forked
 from places import HELPERS
 from tiny import save_tiny_model
 
@@ -66,15 +64,8 @@ def runs(root: Path) -> dict[tuple[str, str], dict]:
                 model = quantize(str(root / "model"), out, magr=True, **settings)
                 found[road, name] = {"rounded": dict(rounded), "report": model.quantize_config.magr_report}
     saved = [str(path) for path in root.iterdir() if path.name != "model"]
-    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
-    command = [
-        sys.executable,
-        str(HELPERS / "dump_optimum.py"),
-        str(root / "model"),
-        str(root / "vanilla"),
-        *saved,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
+    script = str(HELPERS / "dump_optimum.py")
+    done = run_forked(script, root / "model", root / "vanilla", *saved, cwd=root)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return found
 

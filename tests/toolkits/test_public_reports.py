@@ -30,6 +30,7 @@ from optimum_runs import quantize_by_optimum, quantize_by_transformers
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from magr_gptq.app.inputs import read_model
 from magr_gptq.app.text import random_windows
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
@@ -303,6 +304,53 @@ def rows_with_masks(model: str) -> None:
     assert {layer.tokens for layer in layers} == {sum(lengths)}
 
 
+def blocks_of_experts(_: str) -> None:
+    """Every token reaches every expert of both blocks."""
+    folder = save_tiny(
+        "qwen3_moe", Path("experts"), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=4,
+    )  # fmt: skip
+    quantized = quantize(str(folder), bits=4, group_size=32, magr=True)
+    reduced = [layer.name for layer in report_of(quantized).reduced]
+    assert len(reduced) == len(set(reduced)) == 2 * (4 + 4 * 3)
+    quantized.save("out")
+    assert logits(loaded("out")).isfinite().all()
+
+
+def groups_and_whole_rows(_: str) -> None:
+    folder = save_tiny(
+        "opt", Path("opt"), hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=64,
+    )  # fmt: skip
+    wanted = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16))
+    away = {}
+    for group_size in (32, -1):
+        quantize(str(folder), bits=4, group_size=group_size, magr=True).save(f"out{group_size}")
+        away[group_size] = float((logits(loaded(f"out{group_size}")) - wanted).norm())
+    assert away[32] < away[-1]
+
+
+def bits_by_layer(model: str) -> None:
+    wide = {r"+:.*down_proj": {"bits": 8}}
+    quantized = quantize(model, bits=4, group_size=32, dynamic=wide, magr=True)
+    widths = {layer.name.rpartition(".")[2]: layer.bits for layer in report_of(quantized).reduced}
+    assert widths == {name: 8 if name == "down_proj" else 4 for name in widths}
+    quantized.save("out")
+    assert json.loads(Path("out", "quantize_config.json").read_text())["dynamic"] == wide
+    tensors = load_file("out/model.safetensors")
+    packed = {name: len(tensors[f"model.layers.0.mlp.{name}.qweight"]) for name in ("down_proj", "up_proj")}
+    # of 256 and of 128 inputs, in words of 32 bits
+    assert packed == {"down_proj": 256 * 8 // 32, "up_proj": 128 * 4 // 32}
+    assert loaded("out").model.get_submodule("model.layers.0.mlp.down_proj").bits == 8
+
+
+def texts_shorter_than_a_window(model: str) -> None:
+    rows = [json.dumps({"text": f"The {number}th text has forty tokens in all."}) for number in range(40)]
+    Path("texts.jsonl").write_text("\n".join(rows))
+    drawn = read_model(Path(model)).windows("texts.jsonl", samples=8, seqlen=128, seed=0)
+    assert [len(row) for row in drawn.rows] == [128] * 8
+
+
 class Report(NamedTuple):
     """threads: where it was told of. what: happened there. holds: asserts what we do, on a tiny model."""
 
@@ -368,6 +416,16 @@ REPORTS = [
         experts_have_names_of_their_own,
     ),
     Report("optimum PR #1216", "a model was saved in a way that read as gibberish", both_ways_of_saving),
+    Report("GPTQModel #2435", "4 bits of a mixture ended in its first blocks", blocks_of_experts),
+    Report(
+        "AutoGPTQ #188", "groups lost ten times what whole rows lose, on an OPT model", groups_and_whole_rows
+    ),
+    Report("auto-round #773", "GPTQ's format was written without the bits of each layer", bits_by_layer),
+    Report(
+        "LlamaFactory #5650",
+        "no text was as long as a window, which ended the run",
+        texts_shorter_than_a_window,
+    ),
     Report("AutoGPTQ #697", "masks could not be handed over with one's own texts", rows_with_masks),
 ]
 

@@ -15,6 +15,7 @@ import torchrun_llmcompressor
 from llmcompressor.modifiers.gptq import helpers
 from llmcompressor_runs import run_script
 from safetensors.torch import load_file
+from torchrun_llmcompressor import RUNS
 
 pytestmark = pytest.mark.long
 
@@ -31,9 +32,9 @@ def runs(tmp_path_factory) -> Path:
         patch.setitem(SHAPES, "two blocks", {**SHAPES["llama"], "num_hidden_layers": 2})
         model = str(save_tiny_model("two blocks", root / "model"))
         patch.setattr(helpers, "GPTQ_PRECISION", helpers.GPTQ_PRECISION)
-        torchrun_llmcompressor.main(model, root / "one", rank=0, ranks=1)
+        torchrun_llmcompressor.main(model, root / "one", RUNS, rank=0, ranks=1)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run_script([*torchrun, torchrun_llmcompressor.__file__], model, str(root / "two"), cwd=root)
+    run_script([*torchrun, torchrun_llmcompressor.__file__], model, str(root / "two"), *RUNS, cwd=root)
     return root
 
 

@@ -54,11 +54,10 @@ def test_two_hosts_give_the_very_weights_of_one_rank(hosts, model: str, tmp_path
     """Hessians are summed in double precision, where the order of the sum is lost when it is rounded."""
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
-    ended = run(hosts, "torchrun_llmcompressor.py", model, str(tmp_path / "two"), cwd=tmp_path)
+    ended = run(hosts, "torchrun_llmcompressor.py", model, str(tmp_path / "two"), "double", cwd=tmp_path)
     assert [code for code, _ in ended] == [0, 0], ended
     monkeypatch.setattr(helpers, "GPTQ_PRECISION", helpers.GPTQ_PRECISION)
-    monkeypatch.setattr(torchrun_llmcompressor, "RUNS", {"double": torchrun_llmcompressor.RUNS["double"]})
-    torchrun_llmcompressor.main(model, tmp_path / "one", rank=0, ranks=1)
+    torchrun_llmcompressor.main(model, tmp_path / "one", ["double"], rank=0, ranks=1)
     one, two = (load_file(tmp_path / n / "double" / "model.safetensors") for n in ("one", "two"))
     assert one.keys() == two.keys()
     assert [name for name in one if not torch.equal(one[name], two[name])] == []

@@ -151,6 +151,7 @@ def _show(comparison: Comparison, sentence: str) -> None:
         accuracy_tables,
         beginnings,
         divergence_tables,
+        overlaps,
         perplexity_tables,
     )
 
@@ -163,6 +164,8 @@ def _show(comparison: Comparison, sentence: str) -> None:
         console.print(table.terminal(entry))
     begins = windows_in_words(comparison.request.cut, beginnings(records))
     console.print(f"Windows are {begins}.", markup=False, soft_wrap=True)
+    for overlap in overlaps(records):
+        console.print(f"{overlap}.", markup=False, soft_wrap=True)
     console.print(sentence, style="bold", markup=False)
     console.print(f"Report: {comparison.folder / 'report.html'}", soft_wrap=True, markup=False)
 

@@ -30,7 +30,7 @@ from magr_gptq.app.cli.options import (
 from magr_gptq.app.cli.quantize import check_grid
 from magr_gptq.app.cli.sizing import AvgBits, Size, Sizing
 from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
-from magr_gptq.app.inputs import find_model, local_folder, read_model
+from magr_gptq.app.inputs import Windows, find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
 from magr_gptq.app.inspecting.forecast import LayerForecast, forecast_layers, spread
 from magr_gptq.app.inspecting.views import show
@@ -104,12 +104,10 @@ def inspect(
         with output_hidden():
             folder = local_folder(found_model, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
             files = read_model(folder, trust_remote_code)
-            windows = torch.tensor(
-                files.windows(source, samples=samples, seqlen=seqlen, seed=seed, cut=cut.value)
-            )
+            drawn = files.windows(source, samples=samples, seqlen=seqlen, seed=seed, cut=cut.value)
+            windows = torch.tensor(drawn.rows)
             loaded = load_model(folder, trust_remote_code)
-        if windows.shape[1] < seqlen:
-            console.print(f"Windows of {windows.shape[1]} tokens: the model takes no more than that.")
+        tell_of_windows(drawn, seqlen)
         layers = forecast_model(loaded, windows, widths, group_size)
         show(layers)
         if json_file:
@@ -122,6 +120,14 @@ def inspect(
         if figure:
             draw(layers, figure)
             console.print(f"Figure in {figure}", markup=False, soft_wrap=True)
+
+
+def tell_of_windows(windows: Windows, seqlen: int) -> None:
+    """What is not as it was asked for."""
+    if len(windows.rows[0]) < seqlen:
+        console.print(f"Windows of {len(windows.rows[0])} tokens: the model takes no more than that.")
+    if windows.overlap:
+        console.print(f"{windows.overlap}.", markup=False, soft_wrap=True)
 
 
 def parse_widths(text: str, group_size: int) -> tuple[int, ...]:

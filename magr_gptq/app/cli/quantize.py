@@ -261,6 +261,8 @@ def show(job: Job, outcome: Outcome) -> None:
         console.print(f"Windows of {outcome.seqlen} tokens: the model takes no more than that.")
     begins = windows_in_words(job.cut, [outcome.beginning])
     console.print(f"Windows are {begins}.", markup=False, soft_wrap=True)
+    if outcome.overlap:
+        console.print(f"{outcome.overlap}.", markup=False, soft_wrap=True)
     distribution = ENGINES[job.engine].distribution
     toolkit = f"{distribution} {outcome.versions[distribution]}"
     console.print(f"Quantized in {outcome.seconds:.1f} s: {kind}, {toolkit}")

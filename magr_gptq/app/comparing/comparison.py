@@ -12,7 +12,7 @@ from typing import TextIO
 
 from magr_gptq.app.comparing.cells import Cell, Record, Store
 from magr_gptq.app.comparing.plan import Grid, Plan, fetch_texts, list_cells, name_sources
-from magr_gptq.app.comparing.results import Reference, beginnings
+from magr_gptq.app.comparing.results import Reference, beginnings, overlaps
 from magr_gptq.app.comparing.run import Run
 from magr_gptq.app.comparing.verdict import Verdict
 from magr_gptq.app.processes import EngineError
@@ -137,6 +137,7 @@ class Comparison:
             "calibration": f"{request.samples} random windows of up to {request.seqlen:,} tokens of "
                            f"{' and '.join(plan.calibrations)}",
             "windows": windows_in_words(request.cut, beginnings(records)),
+            "overlap": "; ".join(overlaps(records)),
             "calibration seeds": ", ".join(map(str, range(request.seeds))),
             "evaluation": "; ".join(texts),
             "notes": " ".join(request.notes),

@@ -40,6 +40,7 @@ def measure(cell: Cell, plan: Plan, folder: Path, worker: Worker, listen: Listen
             "quantize_seconds": outcome.seconds,
             "seqlen": outcome.seqlen,
             "beginning": outcome.beginning,
+            "overlap": outcome.overlap,
             "versions": outcome.versions,
             "magr": outcome.summary,
             "warning": outcome.warning,

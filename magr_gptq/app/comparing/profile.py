@@ -54,7 +54,7 @@ def _windows(request: dict[str, Any]) -> list[torch.Tensor]:
     """The windows that the quantizing engine draws, a few at a time."""
     model = read_model(Path(request["model"]))
     drawn = {name: request[name] for name in ("samples", "seqlen", "seed", "cut")}
-    rows = torch.tensor(model.windows(request["calibration"], **drawn))
+    rows = torch.tensor(model.windows(request["calibration"], **drawn).rows)
     return list(torch.split(rows, max(1, TOKENS_AT_ONCE // rows.shape[1])))
 
 

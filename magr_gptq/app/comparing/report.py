@@ -100,6 +100,7 @@ def _seeds(records: Mapping[Cell, Record]) -> int:
 
 def _markdown(verdict: Verdict, facts: Facts, *quantities: Sequence[Table]) -> str:
     begins = [f"Windows are {facts.settings['windows']}.\n"] if "windows" in facts.settings else []
+    begins += [f"{facts.settings['overlap']}.\n"] if "overlap" in facts.settings else []
     tables = (table.markdown(tables) for tables in quantities if tables)
     return "\n".join([f"**{verdict.sentence}**\n", *begins, *tables])
 

@@ -230,6 +230,11 @@ def beginnings(records: Mapping[Cell, Record]) -> list[str]:
     return sorted({score["beginning"] for score in scores if "beginning" in score})
 
 
+def overlaps(records: Mapping[Cell, Record]) -> list[str]:
+    """What to tell of calibration windows that repeat much of their text, each once."""
+    return sorted({record["overlap"] for record in records.values() if record.get("overlap")})
+
+
 def versions(records: Iterable[Record]) -> dict[str, list[str]]:
     """Every version that a record names, by package."""
     found: dict[str, set[str]] = defaultdict(set)

@@ -50,7 +50,7 @@ def _survey(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any]
     trust = request["trust_remote_code"]
     tell("stage", text="reading the calibration text")
     drawn = {name: request[name] for name in ("samples", "seqlen", "seed", "cut")}
-    rows = torch.tensor(read_model(folder, trust).windows(request["calibration"], **drawn))
+    rows = torch.tensor(read_model(folder, trust).windows(request["calibration"], **drawn).rows)
     rows = rows[: max(1, TOKENS // rows.shape[1])]
     tell("stage", text="loading the model")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)

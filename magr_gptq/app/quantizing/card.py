@@ -69,6 +69,8 @@ def _settings(job: Job, outcome: Outcome) -> Iterator[str]:
     yield f"- MagR: {magr}"
     yield f"- Calibration: {windows} of {_name(job.calibration)}, seed {job.seed}"
     yield f"- Windows: {begins}"
+    if outcome.overlap:
+        yield f"- {outcome.overlap}"
     if outcome.tuned:
         yield f"- Tuned afterwards: {Tuned(**outcome.tuned).says}"
     if job.runtime:

@@ -42,16 +42,18 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     windows = model.windows(
         job.calibration, samples=job.samples, seqlen=job.seqlen, seed=job.seed, cut=job.cut
     )
-    _check_length(job.engine, len(windows[0]))
+    rows = windows.rows
+    _check_length(job.engine, len(rows[0]))
     require_savable(model.tokenizer, job.engine)
-    seconds, report = _quantize(replace(job, model=str(folder)), model.config, windows, tell)
+    seconds, report = _quantize(replace(job, model=str(folder)), model.config, rows, tell)
     if not Path(job.out, "tokenizer_config.json").exists():
         # GPTQModel saves it by itself, under a class name that older transformers know
         model.tokenizer.save_pretrained(job.out)
-    outcome = _outcome(job, seconds, len(windows[0]), report)
-    outcome = replace(outcome, beginning=model.beginning(job.cut))
+    outcome = _outcome(job, seconds, len(rows[0]), report)
+    outcome = replace(outcome, beginning=model.beginning(job.cut), overlap=windows.overlap)
     # stderr is the run's log
-    print(json.dumps(outcome.totals, indent=1), outcome.warning or "", sep="\n", file=sys.stderr)
+    told = (outcome.overlap or "", outcome.warning or "")
+    print(json.dumps(outcome.totals, indent=1), *told, sep="\n", file=sys.stderr)
     return asdict(outcome)
 
 

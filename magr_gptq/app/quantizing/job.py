@@ -74,6 +74,7 @@ class Outcome:
 
     seconds: in the toolkit's quantize().   seqlen: tokens a window, after the model's limit.
     beginning: what every calibration window begins with, such as <bos>; empty for the text's own tokens.
+    overlap: what to tell where the windows repeat much of the text.
     summary: MagR's line; None where it was off.   warning: see `RunReport.warning`.
     layers, totals: `RunReport.to_dict` and `RunReport.totals` of every layer that was quantized.
     tuned: what tuning brought, see `Tuned`; None where it was not asked for.
@@ -84,6 +85,7 @@ class Outcome:
     seqlen: int
     versions: dict[str, str]
     beginning: str = ""
+    overlap: str | None = None
     summary: str | None = None
     warning: str | None = None
     totals: dict[str, Any] = field(default_factory=dict)
