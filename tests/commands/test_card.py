@@ -12,6 +12,7 @@ from places import ROOT
 from magr_gptq.app.quantizing.card import CITATION, model_card
 from magr_gptq.app.quantizing.engines import ENGINES, LOADING
 from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.app.quantizing.runtimes import RUNTIMES
 from magr_gptq.toolkits import TOOLKITS
 from magr_score.loaders import LOADERS
 
@@ -101,6 +102,15 @@ def test_loading_is_shown_for_toolkits_that_can() -> None:
     other = model_card(replace(JOB, engine="auto-gptq"), replace(OUTCOME, versions=versions))
     assert "from_quantized('out')" in other
     assert "GPTQModel.load" not in other
+
+
+def test_autogptq_is_named_for_its_own_checkpoints_alone() -> None:
+    # it leaves tied embeddings of others at zero, without a word
+    for name, engine in ENGINES.items():
+        assert ("auto-gptq" in engine.loaders) == (name == "auto-gptq")
+        card = model_card(replace(JOB, engine=name), replace(OUTCOME, versions={engine.distribution: "1"}))
+        assert ("auto_gptq" in card) == (name == "auto-gptq")
+    assert [road.engine for road in RUNTIMES["auto-gptq"].roads] == ["auto-gptq"]
 
 
 def test_settings_and_citation_go_with_magr() -> None:

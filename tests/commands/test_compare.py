@@ -99,6 +99,10 @@ REFUSED = {
     "device": (["--devices", "0"], "--devices 0: there are 0 GPUs here"),
     "text": (["--evaluate", "absent.txt"], "there is no file absent.txt"),
     "recipe": (["--recipe", "absent.json"], "the recipe absent.json cannot be read"),
+    "positive scales without MagR": (
+        ["--positive-scales", "--methods", "rtn,gptq"],
+        "--positive-scales sets MagR's grids, and rtn, gptq have none",
+    ),
     "no cell": (["--recipe", str(RECIPE), "--bits", "8"], "the recipe has no cell with those"),
 }
 

@@ -73,14 +73,34 @@ def test_every_road_names_an_engine_and_every_dead_end_a_remedy() -> None:
         assert bool(runtime.roads) != bool(runtime.remedy)
 
 
-def test_a_refused_runtime_leaves_nothing(tmp_path, monkeypatch) -> None:
+REFUSED_AT_ONCE = {
+    "bits": (("--for", "openvino", "--bits", 3), "--for openvino: it does not load --bits 3"),
+    "an unknown runtime": (("--for", "tgi"), "--for tgi: the runtimes are transformers, gptqmodel"),
+    "a runtime that reads none": (("--for", "mlx-lm"), "--for mlx-lm: it refuses g_idx"),
+    "another engine": (
+        ("--for", "auto-gptq", "--engine", "gptqmodel"), "does not load --engine gptqmodel; it loads 2, 3",
+    ),
+    "an order": (("--for", "vllm", "--desc-act"), "--for vllm: it does not load --desc-act"),
+    "a width beside an average": (
+        ("--for", "vllm", "--bits", 4, "--avg-bits", 3), "--bits and --avg-bits each say what bits",
+    ),
+    "a runtime of one width": (("--for", "openvino", "--avg-bits", 3), "layers of several widths load there"),
+    "code to verify": (("--verify", "--trust-remote-code"), "--verify runs no code of a model"),
+    "signs without MagR": (("--positive-scales", "--no-magr"), "and --positive-scales would set it"),
+    "an unknown engine": (("--engine", "awq"), "--engine 'awq': the engines are gptqmodel, auto-gptq"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "message"), REFUSED_AT_ONCE.values(), ids=REFUSED_AT_ONCE)
+def test_what_cannot_be_is_refused_by_name_and_leaves_nothing(
+    everywhere, given: tuple, message: str, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("prose.txt").write_text(PROSE)
     model = save_tiny_model("llama", tmp_path / "model")
-    given = ("quantize", model, "--calibration", "prose.txt", "--out", "out", "--for", "openvino")
-    code, output = call(*given, "--bits", 3)
+    code, output = call("quantize", model, "--calibration", "prose.txt", "--out", "out", *given)
     assert code == 2
-    assert "--for openvino: it does not load --bits 3" in output
+    assert message in output
     assert {path.name for path in Path().iterdir()} == {"prose.txt", "model"}
 
 

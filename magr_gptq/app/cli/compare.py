@@ -97,7 +97,12 @@ def compare(
         )
         base |= {name: value for name, value in given.items() if value is not None}
         base["grids"] = _choose_grids(base.pop("grids", None), lists)
-        for method in dict.fromkeys(grid.method for grid in base["grids"]):
+        compared = list(dict.fromkeys(grid.method for grid in base["grids"]))
+        if positive_scales and all(job_fields(method)["magr"] is None for method in compared):
+            raise InputError(
+                f"--positive-scales sets MagR's grids, and {', '.join(compared)} have none; leave it out"
+            )
+        for method in compared:
             asked = job_fields(method)
             require_able(
                 engine, rounding=asked["rounding"], magr=asked["magr"] is not None, mixed=method == PLANNED
