@@ -8,7 +8,8 @@
 # Why:    errors pile up where no layer makes up for those before it, and "GPTQ, 4 bits, the same text" of
 #         three toolkits are three methods. A method that aims at the unquantized model's output has a different part
 #         left to do in each.
-# Ours:   target="model" makes up for earlier layers, on inputs of both chains, whatever the toolkit's Hessian has seen.
+# Ours:   we extend none of the three; in those that we extend, target="model" makes up for the layers before, from the
+#         inputs of both chains.
 . "$(dirname "$0")/lib.sh"
 install $PEERS
 see <<'PY'

@@ -35,7 +35,8 @@ def entered(**options):
     modifier = GPTQModifier(ignore=["lm_head"], config_groups=scheme)
     data = Dataset.from_dict({"input_ids": texts, "attention_mask": [[1] * len(text) for text in texts]})
     tokenizer = AutoTokenizer.from_pretrained("model")
-    oneshot(model=model, dataset=data, tokenizer=tokenizer, recipe=[modifier], num_calibration_samples=8, **options)
+    given = {"dataset": data, "tokenizer": tokenizer, "num_calibration_samples": 8}
+    oneshot(model=model, recipe=[modifier], **given, **options)
     return sum(seen) // 2  # the pass is made again with the rounded weights
 
 

@@ -49,7 +49,8 @@ def by_gptqmodel(bits):
     model = GPTQModel.load("sparse", config, backend=BACKEND.TORCH, dtype=torch.float16)
     model.quantize(data, batch_size=1, backend=BACKEND.TORCH)
     model.save("out")
-    layers = dict(GPTQModel.load("out", backend=BACKEND.TORCH, device="cpu", dtype=torch.float16).model.named_modules())
+    loaded = GPTQModel.load("out", backend=BACKEND.TORCH, device="cpu", dtype=torch.float16)
+    layers = dict(loaded.model.named_modules())
     return gone({name: layers[name].dequantize_weight().T for name in pruned})
 
 
@@ -58,7 +59,8 @@ def by_llmcompressor(bits):
     arguments = QuantizationArgs(num_bits=bits, group_size=32, strategy="group", symmetric=True)
     scheme = {"all": QuantizationScheme(targets=["Linear"], weights=arguments)}
     modifier = GPTQModifier(ignore=["lm_head"], config_groups=scheme)
-    oneshot(model=model, dataset=Dataset.from_list(data), recipe=[modifier], num_calibration_samples=16, max_seq_length=64)
+    texts = Dataset.from_list(data)
+    oneshot(model=model, dataset=texts, recipe=[modifier], num_calibration_samples=16, max_seq_length=64)
     layers = dict(model.named_modules())
     return gone({name: layers[name].weight for name in pruned})
 

@@ -242,9 +242,11 @@ def test_layers_together_are_as_each_by_itself_and_one_bad_one_spoils_no_other()
     torch.testing.assert_close(last.settled.rounded.weight, alone[2])
 
 
-@pytest.mark.parametrize(("size", "stored", "told"), [(1, "float16", 0), (1e-5, "float16", 1), (1e-5, "float32", 0)])
+@pytest.mark.parametrize(
+    ("size", "stored", "told"), [(1, "float16", 0), (1e-5, "float16", 1), (1e-5, "float32", 0)]
+)
 def test_scales_that_the_checkpoint_holds_with_fewer_digits_are_told(size, stored, told) -> None:
-    """GPTQModel stores scales in float16 whatever the model's dtype: of weights below 1e-4 digits are lost."""
+    """GPTQModel stores scales in float16 whatever the model's dtype: weights below 1e-4 lose digits."""
     one = given()
     plan = replace(one.plan, stored=getattr(torch, stored))
     done = quantize_layer(replace(one, weight=one.weight * size, plan=plan), to_nearest)

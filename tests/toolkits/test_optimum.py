@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -9,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -157,6 +159,18 @@ def test_windows_of_the_command_leave_engines_nothing_to_pad_or_cut() -> None:
     batches = by_optimum.settings(Job("model", "out", "text"), windows, 3)["dataset"]
     assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
     assert all(mask == [1] * 50 for batch in batches for mask in batch["attention_mask"])
+
+
+@pytest.mark.parametrize("settings", [{"dataset": [[1, 2]]}, SimpleNamespace(dataset=[[1, 2]])], ids=str)
+def test_the_command_does_not_save_the_calibration_set(settings) -> None:
+    """transformers writes it into config.json whole."""
+    saved = []
+    model = SimpleNamespace(
+        config=SimpleNamespace(quantization_config=settings),
+        save_pretrained=lambda out: saved.append((out, copy.deepcopy(settings))),
+    )
+    by_optimum.save(model, "out")
+    assert saved in ([("out", {"dataset": None})], [("out", SimpleNamespace(dataset=None))])
 
 
 def digests(folder: Path) -> dict[str, str]:
