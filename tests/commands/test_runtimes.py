@@ -54,6 +54,7 @@ REFUSED = {
     "groups": ("onnxruntime", {"group_size": 96}, "does not load --group-size 96"),
     "whole rows": ("onnxruntime", {"group_size": -1}, "does not load --group-size -1"),
     "engine": ("vllm", {"engine": "auto-gptq"}, "does not load --engine auto-gptq"),
+    "gptq_v2": ("onnxruntime", {"engine": "transformers"}, "does not load --engine transformers; it loads 2"),
     "a pair": ("openvino", {"bits": 2, "desc_act": True}, "does not load --bits 2 with --desc-act"),
     "no road": ("mlx-lm", {}, "refuses g_idx, which every GPTQ file has; try transformers"),
 }
@@ -71,6 +72,13 @@ def test_every_road_names_an_engine_and_every_dead_end_a_remedy() -> None:
     for runtime in RUNTIMES.values():
         assert {road.engine for road in runtime.roads} <= set(ENGINES)
         assert bool(runtime.roads) != bool(runtime.remedy)
+
+
+def test_files_in_gptq_v2_are_promised_to_none_but_their_own_readers() -> None:
+    """transformers and optimum save zero points as they are, which readers of v1 take for one less."""
+    for name, runtime in RUNTIMES.items():
+        engines = {road.engine for road in runtime.roads}
+        assert name in ("transformers", "gptqmodel") or not engines & {"transformers", "optimum"}
 
 
 REFUSED_AT_ONCE = {

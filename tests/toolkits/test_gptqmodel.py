@@ -226,12 +226,16 @@ def test_a_dynamic_pattern_that_reaches_no_layer_is_told_of(tiny, switched_on, c
         r"+:.*v_proj": paper,
         r"+:.*(o|k)_proj": paper,
         r"+:.*layers.0.mlp.*": {"bits": 4},
+        r"+:mlp.*": {"group_size": 64, "bits": 4},
         r"-:.*(v|o)_proj": {},
+        r"-:lm_head_": {},
     }
     model = quantize(tiny["llama"], bits=3, group_size=32, magr=True, dynamic=dynamic)
-    nothing, defeated = notes = model.quantize_config.magr_report.notes
+    negative, nothing, defeated, widths = notes = model.quantize_config.magr_report.notes
     assert nothing.startswith("the dynamic pattern '+:q_proj', which sets magr, matches no layer; ")
     assert defeated.startswith("the dynamic pattern '+:.*v_proj' sets magr for 1 layers, and a '-:' pattern")
+    assert widths.startswith("the dynamic pattern '+:mlp.*', which sets bits, group_size, matches no layer; ")
+    assert negative.startswith("the dynamic pattern '-:lm_head_', which leaves layers out, matches no layer")
     assert model.quantize_config.magr_report.warning() == "; ".join(notes)
     for note in notes:
         # before the work, and at its end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from magr_gptq.reduction.target import Half
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step, memory, roads
 from magr_gptq.toolkits.layer_step import Aside, Done, Given, quantize_layer, quantize_together
+from magr_gptq.toolkits.report import LayerReport, RunReport
 
 pytestmark = pytest.mark.environments("modern")
 
@@ -243,3 +245,16 @@ def test_layers_together_are_as_each_by_itself_and_one_bad_one_spoils_no_other()
     assert "NaN" in broken.reason
     torch.testing.assert_close(first.settled.rounded.weight, alone[0])
     torch.testing.assert_close(last.settled.rounded.weight, alone[2])
+
+
+@pytest.mark.parametrize(
+    ("size", "stored", "told"), [(1, "float16", 0), (1e-5, "float16", 1), (1e-5, "float32", 0)]
+)
+def test_scales_that_the_checkpoint_holds_with_fewer_digits_are_told(size, stored, told) -> None:
+    """GPTQModel stores scales in float16 whatever the model's dtype: weights below 1e-4 lose digits."""
+    one = given()
+    plan = replace(one.plan, stored=getattr(torch, stored))
+    done = quantize_layer(replace(one, weight=one.weight * size, plan=plan), to_nearest)
+    report = RunReport()
+    report.add(LayerReport.of("small", BITS, GROUP, done))
+    assert ("the scales of 1 layers, such as small, are too small" in (report.warning() or "")) == told

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,10 @@ from optimum.gptq import GPTQQuantizer
 from optimum_runs import QUANTIZE, TEXTS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
+
+from magr_gptq.app.quantizing import by_optimum
+from magr_gptq.app.quantizing.job import Job
+from magr_gptq.app.text import random_windows
 
 pytestmark = pytest.mark.long
 
@@ -135,6 +141,27 @@ def test_optimums_save_names_the_wrong_format_for_symmetric_grids(name: str, run
     }
     weights = read(folder, "transformers")
     assert is_same(weights, runs["optimum", name]["rounded"]) is not symmetric
+
+
+def test_windows_of_the_command_leave_engines_nothing_to_pad_or_cut() -> None:
+    """optimum counts padding as tokens, and llm-compressor cuts a batch to its shortest row."""
+    windows = random_windows(range(1000), 7, 50, seed=0, beginning=[1, 2])
+    assert {len(window) for window in windows} == {50}
+    batches = by_optimum.settings(Job("model", "out", "text"), windows, 3)["dataset"]
+    assert [len(batch["input_ids"]) for batch in batches] == [3, 3, 1]
+    assert all(mask == [1] * 50 for batch in batches for mask in batch["attention_mask"])
+
+
+@pytest.mark.parametrize("settings", [{"dataset": [[1, 2]]}, SimpleNamespace(dataset=[[1, 2]])], ids=str)
+def test_the_command_does_not_save_the_calibration_set(settings) -> None:
+    """transformers writes it into config.json whole."""
+    saved = []
+    model = SimpleNamespace(
+        config=SimpleNamespace(quantization_config=settings),
+        save_pretrained=lambda out: saved.append((out, copy.deepcopy(settings))),
+    )
+    by_optimum.save(model, "out")
+    assert saved in ([("out", {"dataset": None})], [("out", SimpleNamespace(dataset=None))])
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -88,24 +88,30 @@ def overrides(config: Any) -> list[dict[str, Any]]:
 
 
 def unheard(config: Any, names: Sequence[str]) -> list[str]:
-    """What to tell of `dynamic` patterns that set `magr` for not one of the layers with these names."""
+    """What to tell of `dynamic` patterns that reach not one of the layers with these names."""
     found = []
     for pattern, override in (config.dynamic or {}).items():
-        if pattern.startswith("-:") or not isinstance(override, dict) or "magr" not in override:
-            continue
-        alone = {pattern: override}
-        matched = [name for name in names if config_module.dynamic_get(alone, name) is not None]
-        if not matched:
+        asks = _asks(pattern, override)
+        # the toolkit answers False where a pattern leaves a layer out, None where it does not match
+        matched = [name for name in names if config_module.dynamic_get({pattern: override}, name) is not None]
+        if asks and not matched:
             found.append(
-                f"the dynamic pattern {pattern!r}, which sets magr, matches no layer; patterns are matched "
+                f"the dynamic pattern {pattern!r}, which {asks}, matches no layer; patterns are matched "
                 "from the start of a layer's full name"
             )
-        elif all(config.dynamic_get(name) is False for name in matched):
+        elif asks and not pattern.startswith("-:") and all(config.dynamic_get(n) is False for n in matched):
             found.append(
-                f"the dynamic pattern {pattern!r} sets magr for {len(matched)} layers, and a '-:' pattern "
+                f"the dynamic pattern {pattern!r} {asks} for {len(matched)} layers, and a '-:' pattern "
                 "leaves them all out, as it does wherever it stands"
             )
     return found
+
+
+def _asks(pattern: str, override: Any) -> str:
+    """What a `dynamic` pattern does with layers, in words; nothing where it has no settings."""
+    if pattern.startswith("-:"):
+        return "leaves layers out"
+    return f"sets {', '.join(sorted(override))}" if isinstance(override, dict) and override else ""
 
 
 def _update_meta(original: Callable[..., None]) -> Callable[..., None]:
