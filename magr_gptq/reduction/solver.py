@@ -16,8 +16,8 @@ from magr_gptq.reduction.factorization import Share
 from magr_gptq.reduction.hessian import ScaledHessian, diagonal_of
 from magr_gptq.reduction.problem import Poser, Problem
 
-# rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
-CHUNK_ELEMENTS = 2**22
+# rows are solved in chunks of this many elements: 8 MiB for each of the solver's float32 buffers
+CHUNK_ELEMENTS = 2**21
 # 64 MiB on a device: a chunk of a wide layer keeps it busy for longer than the host takes to launch it
 DEVICE_CHUNK_ELEMENTS = 2**24
 
@@ -110,7 +110,7 @@ def reduce_each(
     order = plan.order
     if order is not None:
         order = order.to(hessian.device, torch.long)
-        original = original.take_along_dim(order[..., None, :], -1)
+        original = _in_order(original, order)
 
     def found_on(device: torch.device | str, share: Share | None = None) -> list[Reduction]:
         scaled = ScaledHessian(hessian.to(device), None if order is None else order.to(device))
@@ -126,8 +126,15 @@ def reduce_each(
         found = [_to(device, reduction) for reduction in found_on("cpu")]
     if order is None:
         return found
-    back = order.argsort(-1)[..., None, :]
-    return [replace(reduction, weight=reduction.weight.take_along_dim(back, -1)) for reduction in found]
+    back = order.argsort(-1)
+    return [replace(reduction, weight=_in_order(reduction.weight, back)) for reduction in found]
+
+
+def _in_order(weight: Tensor, order: Tensor) -> Tensor:
+    """Its columns in this order, [columns], or one of each layer's own, [batch, columns]."""
+    if order.ndim == 1:
+        return weight[..., order]  # takes no index of the weight's size
+    return weight.take_along_dim(order[..., None, :], -1)
 
 
 def _reduce_reached(
@@ -172,20 +179,23 @@ def _reduce_each(original: Tensor, poser: Poser, penalties: Sequence[Penalty | N
 
 def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
     rows, chunk = original.shape[-2], _chunk_rows(original)
-    pieces, start = [], 0
+    pieces, start, weight = [], 0, torch.empty_like(original)
     while start < rows:
-        some = original[..., start : start + chunk, :].contiguous()
+        here = (..., slice(start, start + chunk), slice(None))
         try:
-            pieces.append(_reduce_chunk(some, problem))
+            piece = _reduce_chunk(original[here].contiguous(), problem)
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk = -(-chunk // 2)
             continue
+        weight[here] = piece.weight
+        pieces.append(replace(piece, weight=weight))
         start += chunk
     joined: dict[str, Any] = {
-        name: torch.cat([getattr(piece, name) for piece in pieces], dim=-2 if name == "weight" else -1)
+        name: torch.cat([getattr(piece, name) for piece in pieces], dim=-1)
         for name in _tensors(pieces[0])
+        if name != "weight"
     }
     return replace(pieces[0], unimproved=sum(piece.unimproved for piece in pieces), **joined)
 

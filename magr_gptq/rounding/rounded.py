@@ -62,5 +62,7 @@ class Rounded:
 
     def scaled(self, factors: Tensor) -> Rounded:
         """The same codes on other scales; factors are [rows, groups]."""
-        weight = self.weight * factors[:, self.group_of.long()]
+        # a row's only factor need not be spread over its columns
+        spread = factors if factors.shape[1] == 1 else factors[:, self.group_of.long()]
+        weight = self.weight * spread
         return replace(self, weight=weight, scale=self.scale * factors)

@@ -18,8 +18,8 @@ from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
-# rows are swept in chunks of this many elements: 16 MiB for each of a sweep's buffers
-CHUNK_ELEMENTS = 2**22
+# rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers
+CHUNK_ELEMENTS = 2**21
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def settle(layer: Layer, kept: Kept) -> Settled:
     """
     target, hessian = layer.cut_to(kept.rounded.weight.shape[1])
     signal = target @ hessian
-    best = finish(layer, kept.rounded, target, signal, hessian)
     energy = float(torch.linalg.vecdot(signal, target).sum()) or 1.0
+    best = finish(layer, kept.rounded, target, signal, hessian)
+    del signal  # the error takes its memory
     error = float(squared_norm(target - best.weight, hessian).sum())
     if not math.isfinite(error):
         raise ValueError(
@@ -96,15 +97,15 @@ def finish(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian:
 def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
     group_of, lowest = best.group_of.long(), best.lowest
     count = max(1, CHUNK_ELEMENTS // target.shape[1])
-    chunks = zip(*(torch.split(x, count) for x in (best.weight, target, best.scale, best.zero)), strict=True)
-    found = [
-        coordinate_descent(
+    found = torch.empty_like(best.weight)
+    chunks = (torch.split(x, count) for x in (found, best.weight, target, best.scale, best.zero))
+    for into, rows, wanted, scale, zero in zip(*chunks, strict=True):
+        swept = coordinate_descent(
             rows, wanted, hessian, scale[:, group_of], zero[:, group_of],
             lowest=lowest, highest=lowest + 2**layer.plan.bits - 1, sweeps=1,
-        )
-        for rows, wanted, scale, zero in chunks
-    ]  # fmt: skip
-    return replace(best, weight=torch.cat(found))
+        )  # fmt: skip
+        into.copy_(swept)
+    return replace(best, weight=found)
 
 
 def _rescaled(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
