@@ -329,7 +329,7 @@ MUTATIONS = [
     Mutation(
         "toolkits/gptqmodel/adapter.py",
         "return weight, best.scale, best.zero",
-        "return weight, best.scale * 3, best.zero",
+        "return weight, best.scale / 3, best.zero",
         "public_reports",
         "904 or 912",
     ),
@@ -340,7 +340,7 @@ MUTATIONS = [
         "public_reports",
         "825",
     ),
-    Mutation("reduction/arguments.py", "if not value.isfinite():", "if False:", "public_reports", "36822"),
+    Mutation("reduction/arguments.py", "if not value.isfinite():", "if False:", "numerics", "refused"),
     Mutation("app/text.py", "distinct >= DISTINCT * drawn", "distinct >= 0", "text", "overlap"),
     Mutation(
         "app/text.py", "for _ in range(count)]", "for _ in range(count - 1)]", "public_reports", "Olive"

@@ -247,6 +247,20 @@ def test_layers_together_are_as_each_by_itself_and_one_bad_one_spoils_no_other()
     torch.testing.assert_close(last.settled.rounded.weight, alone[2])
 
 
+@pytest.mark.parametrize("in_order", [True, False])
+def test_layers_that_fail_together_have_their_own_hessians_again(in_order: bool) -> None:
+    def round_all(passes) -> list[Rounded]:
+        found = [to_nearest(*one) for _, *one in passes]
+        if len(passes) > 1:
+            raise torch.linalg.LinAlgError("it names no layer")
+        return found
+
+    found = quantize_together([given(seed, in_order=in_order) for seed in range(3)], round_all)
+    for seed, one in enumerate(found):
+        alone = quantize_layer(given(seed, in_order=in_order), to_nearest)
+        torch.testing.assert_close(one.settled.rounded.weight, alone.settled.rounded.weight)
+
+
 @pytest.mark.parametrize(
     ("size", "stored", "told"), [(1, "float16", 0), (1e-5, "float16", 1), (1e-5, "float32", 0)]
 )
