@@ -40,7 +40,9 @@ def main() -> None:
     found = first_block(args.model, args.calibration, args.seed)
     print(f"| grid | {' | '.join(METHODS)} |", "|---" * (len(METHODS) + 1) + "|", sep="\n")
     for bits, group in GRIDS:
-        losses = [mean_loss(found, Setting("", method, bits, group, magr)) for method, magr in METHODS.values()]
+        losses = [
+            mean_loss(found, Setting("", method, bits, group, magr)) for method, magr in METHODS.values()
+        ]
         print(f"| W{bits} g{group} | {' | '.join(f'{loss:.5f}' for loss in losses)} |", flush=True)
 
 
