@@ -81,7 +81,7 @@ CONSUMERS = {
         "openvino",
         # a release that optimum-intel's transformers suits, and that can be imported without a GPU
         (TORCH, "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0", "gptqmodel==7.1.0"),
-        "openvino", without=CUDA_BUILDS,
+        "openvino", without=CUDA_BUILDS, faults=faults.OPENVINO,
     ),
     "auto-round": Consumer(
         "auto-round", (TORCH, "auto-round==0.16.1", "transformers==5.24.0"), "autoround",
