@@ -23,6 +23,7 @@ from magr_gptq.app.processes import EngineError
 from magr_gptq.app.quantizing import verifying
 from magr_gptq.app.quantizing.child import perform
 from magr_gptq.app.quantizing.job import Job, Outcome
+from magr_gptq.errors import InputError
 from magr_score.verify import verify
 
 # not GPTQModel itself, which starts threads that a forked process would not have; nothing of magr_gptq, as
@@ -46,7 +47,12 @@ class ForkedWorker:
 
     def quantize(self, job: Job, _: object) -> Outcome:
         """As a worker does it."""
-        return Outcome(**fork(_perform, asdict(job)))
+        try:
+            return Outcome(**fork(_perform, asdict(job)))
+        except InputError:
+            raise
+        except Exception as error:
+            raise EngineError(f"{type(error).__name__}: {error}") from error
 
 
 def _perform(request: dict[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def test_divergence_of_logits_by_its_definition() -> None:
 
 
 READER = """
+print("its banner")
 import os, sys
 from reading import answer
 def logits(folder, tokens, option):

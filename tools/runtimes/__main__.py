@@ -114,13 +114,17 @@ def _answers(name: str, python: Path, consumer: Consumer, missing: list[str]) ->
     while missing:
         folders = [str(checkpoints.CACHE / at) for at in missing]
         command = [str(python), str(READERS / f"read_{consumer.reader}.py"), consumer.option, *folders]
+        # answers have a pipe of their own, as consumers print whatever they like while they are imported
+        ours, theirs = os.pipe()
         with log.open("a", encoding="utf-8") as sink:
             process = subprocess.Popen(
                 ["timeout", str(TIMEOUT_SECONDS * len(missing)), *command],
-                stdout=subprocess.PIPE, stderr=sink, text=True, env=surroundings(), cwd=checkpoints.CACHE,
+                stdout=sink, stderr=sink, pass_fds=[theirs], cwd=checkpoints.CACHE,
+                env=surroundings() | {"ANSWERS": str(theirs)},
             )  # fmt: skip
-            assert process.stdout is not None
-            for line in process.stdout:
+        os.close(theirs)
+        with os.fdopen(ours, encoding="utf-8") as answers:
+            for line in answers:
                 found = json.loads(line)
                 missing.remove(found["checkpoint"])
                 yield found

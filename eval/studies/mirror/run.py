@@ -45,6 +45,7 @@ def main() -> None:
     run.add_argument("--samples", type=int, default=16)
     run.add_argument("--limit", type=int, default=32)
     run.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run.add_argument("--symmetric", action="store_true", help="leave asymmetric grids out")
     args = parser.parse_args()
     if args.command == "table":
         print("\n".join(table()))
@@ -59,7 +60,8 @@ def measure_all(args: argparse.Namespace, worker: Worker) -> None:
     request = {"text": str(args.evaluation), "seqlen": CONTEXT}
     windows = read_windows(str(args.model), request, args.limit).tokens
     original = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    for seed, sym, (bits, group), method in product(args.seeds, (True, False), GRIDS, METHODS):
+    kinds = (True,) if args.symmetric else (True, False)
+    for seed, sym, (bits, group), method in product(args.seeds, kinds, GRIDS, METHODS):
         path = CELLS / f"{method}-w{bits}-g{group}-{'sym' if sym else 'asym'}-seed{seed}.json"
         if path.exists():
             continue

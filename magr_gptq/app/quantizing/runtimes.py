@@ -108,7 +108,7 @@ RUNTIMES = {
     "onnxruntime": Runtime((Road("gptqmodel", (2, 4, 8), asymmetric=False, powers=True),)),
     # optimum-intel reads no g_idx, and applies zero points twice
     "openvino": Runtime((Road("gptqmodel", (4,), asymmetric=False, desc_act=False),)),
-    "llama.cpp": Runtime((Road("gptqmodel", (2, 4, 8), asymmetric=False, desc_act=False),)),
+    "llama.cpp": Runtime((Road("gptqmodel", (2, 4, 8), asymmetric=False),)),
     "auto-round": Runtime(
         (), remedy="it refuses a config that has meta, which GPTQModel writes; try gptqmodel"
     ),

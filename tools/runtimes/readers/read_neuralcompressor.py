@@ -7,7 +7,8 @@ from reading import answer
 
 @torch.no_grad()
 def logits(folder, tokens, _):
-    model = load(folder, format="huggingface", device="cpu")
+    # its layers compute in float32, the head stays as it was saved
+    model = torch.nn.Module.float(load(folder, format="huggingface", device="cpu"))
     return model(input_ids=torch.from_numpy(tokens), use_cache=False).logits.float().numpy()
 
 

@@ -2,8 +2,8 @@
 
     python NAME.py OPTION FOLDER...     {"checkpoint": ..., "divergence": ...}, or "error"
 
-It runs in its consumer's environment, where nothing of this project is installed but numpy is. Whatever the
-consumer prints goes to stderr.
+It runs in its consumer's environment, where nothing of this project is installed but numpy is. Answers go to
+the file descriptor of the variable ANSWERS, or else to stdout.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def answer(logits: Logits, *packages: str) -> None:
         logits: from a folder, token ids [rows, positions] and the option to logits, or log-probabilities,
             [rows, positions, vocabulary]. packages: whose versions are told.
     """
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    descriptor = int(os.environ.get("ANSWERS", "1"))
+    os.set_inheritable(descriptor, False)
+    answers = os.fdopen(descriptor, "w", encoding="utf-8")
     versions = {name: version(name) for name in packages}
     for folder in sys.argv[2:]:
         found = {"checkpoint": Path(folder).name, "versions": versions, **_measured(logits, folder)}
