@@ -20,7 +20,6 @@ trap 'rm -rf "$WORK"' EXIT
 export CUDA_VISIBLE_DEVICES= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HOME="$WORK/hf" TOKENIZERS_PARALLELISM=false
 export GPTQMODEL_CPU_WORKERS=2 GPTQMODEL_DISABLE_PACK_EXT=1 LOGBAR_ANIMATION=0 TORCHDYNAMO_DISABLE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONPATH="$HERE" PYTHONWARNINGS=ignore
-export PYTHONDONTWRITEBYTECODE=1
 
 # the comment under the script's first line is the finding
 sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
@@ -36,6 +35,8 @@ install() {
       && "$folder/bin/python" -m pip install -q --no-compile -c "$folder/torch.txt" "$@" \
       && touch "$folder/.installed"; } >"$WORK/install.log" 2>&1 || { tail -20 "$WORK/install.log"; exit 2; }
   fi
+  # a toolkit's sources are compiled once an environment, and nothing is written here
+  export PYTHONPYCACHEPREFIX=$folder/pyc
   VENV=$folder
   cd "$WORK"
 }

@@ -18,7 +18,9 @@ for name in "$@"; do
   bash "$name.sh" || status=$?
   case $status in 0) verdict="as stated" ;; 2) verdict="not installed" ;; *) verdict=CHANGED ;; esac
   [ $status = 0 ] || changed=1
-  table+=$(printf '%-36s %-14s %5d s' "$name" "$verdict" $((SECONDS - start)))$'\n'
+  line=$(printf '%-36s %-14s %5d s' "$name" "$verdict" $((SECONDS - start)))
+  table+=$line$'\n'
+  echo "$line"
   echo
 done
 printf '%s' "$table"

@@ -11,7 +11,7 @@
 # Ours:   docs: keep the codes, or go back to the original model; GGUF of a checkpoint of ours at 8 bits or f16.
 . "$(dirname "$0")/lib.sh"
 install $TOOLKITS
-"$VENV/bin/python" -m pip install -q --no-deps --target gguf gguf==0.19.0 2>log || { tail log; exit 2; }
+"$VENV/bin/python" -m pip install -q --no-deps --target added gguf==0.19.0 2>log || { tail log; exit 2; }
 see <<'PY'
 import shutil
 import sys
@@ -21,7 +21,7 @@ from finding import distance, expect, llama, rows, say, versions
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
 from transformers import AutoModelForCausalLM
 
-sys.path.append("gguf")
+sys.path.append("added")
 from gguf import GGMLQuantizationType, quants  # noqa: E402
 
 versions("torch", "gptqmodel")
