@@ -16,8 +16,8 @@ from magr_gptq.reduction.factorization import Share
 from magr_gptq.reduction.hessian import ScaledHessian, diagonal_of
 from magr_gptq.reduction.problem import Poser, Problem
 
-# rows are solved in chunks of this many elements: 8 MiB for each of the solver's float32 buffers
-CHUNK_ELEMENTS = 2**21
+# rows are solved in chunks of this many elements: 16 MiB for each of the solver's float32 buffers
+CHUNK_ELEMENTS = 2**22
 # 64 MiB on a device: a chunk of a wide layer keeps it busy for longer than the host takes to launch it
 DEVICE_CHUNK_ELEMENTS = 2**24
 
@@ -179,23 +179,20 @@ def _reduce_each(original: Tensor, poser: Poser, penalties: Sequence[Penalty | N
 
 def _reduce_rows(original: Tensor, problem: Problem) -> Reduction:
     rows, chunk = original.shape[-2], _chunk_rows(original)
-    pieces, start, weight = [], 0, torch.empty_like(original)
+    pieces, start = [], 0
     while start < rows:
-        here = (..., slice(start, start + chunk), slice(None))
+        some = original[..., start : start + chunk, :].contiguous()
         try:
-            piece = _reduce_chunk(original[here].contiguous(), problem)
+            pieces.append(_reduce_chunk(some, problem))
         except torch.OutOfMemoryError:
             if chunk == 1:
                 raise
             chunk = -(-chunk // 2)
             continue
-        weight[here] = piece.weight
-        pieces.append(replace(piece, weight=weight))
         start += chunk
     joined: dict[str, Any] = {
-        name: torch.cat([getattr(piece, name) for piece in pieces], dim=-1)
+        name: torch.cat([getattr(piece, name) for piece in pieces], dim=-2 if name == "weight" else -1)
         for name in _tensors(pieces[0])
-        if name != "weight"
     }
     return replace(pieces[0], unimproved=sum(piece.unimproved for piece in pieces), **joined)
 
