@@ -97,7 +97,7 @@ def _one_by_one(passage: Passage, home: torch.device, round_rows: RoundRows) -> 
     if elsewhere or not is_large_and_tall(*passage.weight.shape):
         message = f"{device} has no memory for all candidates of a layer: rounded one by one{elsewhere}"
         warnings.warn(f"magr: {message}", stacklevel=2)
-    share = (passage.share or _once()) if home == device else None
+    share = _once(passage.share) if home == device else None
     for number in range(len(passage.plan.candidates)):
         layer, rows = prepare(passage.weight, passage.hessian, passage.plan, share, [number])
         rounded = _rounded(passage, layer, rows, round_rows).to(home)
@@ -117,13 +117,13 @@ def _rounded(passage: Passage, layer: Layer, rows: list[Tensor], round_rows: Rou
         passage.restore(layer)
 
 
-def _once() -> Share:
-    """One factorization for all candidates."""
+def _once(share: Share | None) -> Share:
+    """One factorization for all candidates, and for the layers that share it."""
     found: list[Factorization] = []
 
-    def share(compute: Callable[[], Factorization]) -> Factorization:
+    def remembered(compute: Callable[[], Factorization]) -> Factorization:
         if not found:
-            found.append(compute())
+            found.append(share(compute) if share else compute())
         return found[0]
 
-    return share
+    return remembered

@@ -81,6 +81,7 @@ def test_files_in_gptq_v2_are_promised_to_none_but_their_own_readers() -> None:
         assert name in ("transformers", "gptqmodel") or not engines & {"transformers", "optimum"}
 
 
+HERE = next(name for name in ENGINES if name in installed())
 REFUSED_AT_ONCE = {
     "bits": (("--for", "openvino", "--bits", 3), "--for openvino: it does not load --bits 3"),
     "an unknown runtime": (("--for", "tgi"), "--for tgi: the runtimes are transformers, gptqmodel"),
@@ -93,8 +94,10 @@ REFUSED_AT_ONCE = {
         ("--for", "vllm", "--bits", 4, "--avg-bits", 3), "--bits and --avg-bits each say what bits",
     ),
     "a runtime of one width": (("--for", "openvino", "--avg-bits", 3), "layers of several widths load there"),
-    "code to verify": (("--verify", "--trust-remote-code"), "--verify runs no code of a model"),
-    "signs without MagR": (("--positive-scales", "--no-magr"), "and --positive-scales would set it"),
+    "code to verify": (("--engine", HERE, "--verify", "--trust-remote-code"), "--verify runs no code"),
+    "signs without MagR": (
+        ("--engine", HERE, "--positive-scales", "--no-magr"), "--positive-scales would set it",
+    ),
     "an unknown engine": (("--engine", "awq"), "--engine 'awq': the engines are gptqmodel, auto-gptq"),
 }  # fmt: skip
 

@@ -168,6 +168,24 @@ def test_layers_with_one_input_share_one_factorization(
     assert all(torch.equal(tensor, apart[name]) for name, tensor in together.items())
 
 
+def test_candidates_one_by_one_share_the_factorization_of_their_input(
+    tiny, switched_on, factorized, monkeypatch
+) -> None:
+    """The toolkit has let go of its Hessian by the time that the second candidate is reduced."""
+
+    def weights() -> dict[str, torch.Tensor]:
+        factorized.clear()
+        model = quantize(tiny["llama"], bits=2, group_size=32, magr=True)
+        assert len(factorized) == 4
+        return model.model.state_dict()
+
+    together = weights()
+    monkeypatch.setattr(memory, "LARGE", 1)
+    monkeypatch.setattr(memory, "TALL", 0)
+    apart = weights()
+    assert all(torch.equal(tensor, apart[name]) for name, tensor in together.items())
+
+
 def test_a_layer_never_takes_the_toolkits_factor_of_a_hessian_that_was_changed_otherwise(
     tiny, switched_on
 ) -> None:

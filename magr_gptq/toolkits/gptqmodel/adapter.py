@@ -32,7 +32,7 @@ from gptqmodel.utils.fallback import should_use_fallback
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig, Plan
-from magr_gptq.reduction.factorization import Share
+from magr_gptq.reduction.factorization import Factorization, Share
 from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.gptqmodel import calibration, chain, resume
 from magr_gptq.toolkits.gptqmodel import config as config_field
@@ -176,7 +176,7 @@ def _given(task: Any, magr: MagRConfig) -> Given:
         tokens=None if corrects else int(task.nsamples),
         # padding is cut off where it stands, and a correction has its columns in their own order
         in_order=not (config.desc_act or task._tp_pad_cols or corrects),
-        share=_share(task, plan),
+        share=_share(task, plan, hessian),
         halves=chain.halves_of(task),
     )
 
@@ -239,7 +239,7 @@ def _kind(plan: Plan) -> str:
     return f"magr, order {order}, shrinks {plan.shrinks}, reorders {plan.reorders}"
 
 
-def _share(task: Any, plan: Plan) -> Share | None:
+def _share(task: Any, plan: Plan, hessian: torch.Tensor) -> Share | None:
     """The toolkit's cache for layers with one input (q, k, v; gate, up), kept until the last of them is done.
 
     Not for a mixture's experts, whose names have numbers: all gates come before all ups, so that hundreds of
@@ -247,7 +247,14 @@ def _share(task: Any, plan: Plan) -> Share | None:
     """
     if any(part.isdigit() for part in task.name.split(".")):
         return None
-    return partial(task._shared_factor_or_local, _kind(plan))
+
+    def share(compute: Callable[[], Factorization]) -> Factorization:
+        # which the toolkit looks at here, and lets go of once it has rounded a candidate
+        task.H = hessian
+        found: Factorization = task._shared_factor_or_local(_kind(plan), compute)
+        return found
+
+    return share
 
 
 def _order(task: Any, hessian: torch.Tensor) -> torch.Tensor | None:
