@@ -225,7 +225,7 @@ MUTATIONS = [
         "layer_step",
     ),
     Mutation("toolkits/roads.py", "is_out_of_memory(error)", "False", "layer_step"),
-    Mutation("toolkits/gptqmodel/adapter.py", "        task.H = hessian\n", "", "gptqmodel: share"),
+    Mutation("toolkits/gptqmodel/adapter.py", "        task.H = hessian\n", "", "gptqmodel", "share"),
     Mutation(
         "toolkits/layer_step.py",
         "layers[number].passage.restore(layer)",
