@@ -20,6 +20,7 @@ GPTQMODEL_FUSED = {
 OPENVINO = {
     "w4-asymmetric": "it applies zero points twice",
     "w4-desc-act": "it ignores g_idx, and a wrong group often has the wrong sign",
+    **dict.fromkeys(("w3", "w2", "w8"), _FOUR),
 }
 LLAMA_CPP = {"w3": "its converter unpacks no 3 bits"}
 NEURAL_COMPRESSOR = {"w3": "it packs ten codes of 3 bits a word, where GPTQ's files pack 32 in three words"}
