@@ -1,10 +1,10 @@
-"""What every finding needs: versions printed, statements checked, a small random Llama to quantize."""
+"""What findings need: versions printed, statements checked, a small random Llama, a real one with text."""
 
 from __future__ import annotations
 
 import atexit
 import os
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 _changed: list[str] = []
@@ -78,6 +78,22 @@ def rows(count: int = 32, length: int = 64, seed: int = 0):
     import torch
 
     return torch.randint(3, 256, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+def smollm2(folder: str = "model"):
+    """SmolLM2-135M-Instruct from a package, and four windows of 128 tokens of Python's own documentation."""
+    from pydoc_data.topics import topics
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    say("versions: " + ", ".join(f"{d.name} {d.version}" for d in distributions(path=[folder])))
+    file = next(Path(folder).rglob("*.gguf"))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    text = "\n".join(topics[name] for name in sorted(topics))
+    tokens = tokenizer(text[:40000], return_tensors="pt").input_ids[0]
+    return model, tokens[: 4 * 128].view(4, 128)
 
 
 @atexit.register

