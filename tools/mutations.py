@@ -49,6 +49,8 @@ class Mutation(NamedTuple):
     only: str = ""
 
 
+# test file and tests
+REFUSED = ("runtimes", "refused_by_name_and_leaves_nothing")
 MUTATIONS = [
     Mutation(
         "reduction/prox.py",
@@ -408,6 +410,82 @@ MUTATIONS = [
     ),
     Mutation("toolkits/memory.py", "sum(needed", "max(needed", "layer_step"),
     Mutation("toolkits/memory.py", "kept = torch.cuda", "kept = 0 * torch.cuda", "layer_step"),
+    # what a runtime, an engine or an option can't take is refused before the work
+    Mutation("app/quantizing/runtimes.py", "asked.bits not in self.bits", "False", *REFUSED),
+    Mutation("app/quantizing/runtimes.py", "asked.engine not in (None, self.engine)", "False", *REFUSED),
+    Mutation("app/quantizing/runtimes.py", "asked.desc_act and not", "False and not", *REFUSED),
+    Mutation(
+        "app/quantizing/runtimes.py",
+        "RUNTIMES.get(name)",
+        'RUNTIMES.get(name, RUNTIMES["transformers"])',
+        *REFUSED,
+    ),
+    Mutation("app/quantizing/runtimes.py", "if not runtime.roads:", "if False:", *REFUSED),
+    Mutation("app/quantizing/runtimes.py", "len(road.mixed) > 1", "len(road.mixed) >= 0", *REFUSED),
+    Mutation("app/cli/sizing.py", "if len(given) > 1:", "if len(given) > 2:", *REFUSED),
+    Mutation("app/cli/quantize.py", "if verify and trust_remote_code:", "if False:", *REFUSED),
+    Mutation("app/cli/quantize.py", "        if given:\n", "        if not given:\n", *REFUSED),
+    Mutation("app/quantizing/engines.py", "if name not in ENGINES:", "if False:", *REFUSED),
+    # where neighbours surprise, users are told or spared
+    Mutation(
+        "app/quantizing/runtimes.py",
+        'Runtime((Road("auto-gptq"),)',
+        'Runtime((Road("auto-gptq"), Road("transformers"))',
+        "runtimes",
+        "gptq_v2",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/config.py",
+        "static and aware and not ordered",
+        "static and ordered",
+        "gptqmodel",
+        "static_groups and refused",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/config.py",
+        "if asks and not matched:",
+        "if False:",
+        "gptqmodel",
+        "reaches_no_layer",
+    ),
+    Mutation(
+        "app/planning/alike.py",
+        'return f"^{re.escape(fused)}$"',
+        "return re.escape(fused)",
+        "bits",
+        "fused_name_alone",
+    ),
+    Mutation(
+        "toolkits/layer_step.py", "finfo(plan.stored)", "finfo(torch.float32)", "layer_step", "fewer_digits"
+    ),
+    Mutation(
+        "app/quantizing/by_gptqmodel.py",
+        "config.dtype in (torch.float16, torch.bfloat16)",
+        "False",
+        "gptqmodel",
+        "keeps_the_models_dtype",
+    ),
+    Mutation(
+        "app/text.py",
+        "tokens[start : start + own]",
+        "tokens[start : start + length]",
+        "optimum",
+        "pad_or_cut",
+    ),
+    Mutation("app/quantizing/by_optimum.py", 'saved["dataset"] = None', "pass", "optimum", "calibration_set"),
+    Mutation("app/quantizing/by_optimum.py", "saved.dataset = None", "pass", "optimum", "calibration_set"),
+    Mutation(
+        "app/quantizing/card.py", "if release and (note", "if not release and (note", "card", "differently"
+    ),
+    Mutation(
+        "toolkits/llmcompressor/modifier.py",
+        'packing_note(bits, version("compressed-tensors"))',
+        "None",
+        "llmcompressor",
+        "differently",
+    ),
+    Mutation("app/console.py", "os.dup2(sink.fileno(), 2)", "pass", "console"),
+    Mutation("app/console.py", "os.dup2(sink.fileno(), 1)", "pass", "console"),
     # commands
     Mutation("app/comparing/figures.py", ", parse_math=False", "", "report_html", "any_name"),
     Mutation("app/comparing/comparison.py", "except ImportError", "except KeyError", "compare", "file_locks"),

@@ -160,11 +160,11 @@ def test_llm_compressor_refuses_a_short_last_group(tmp_path, worker: Worker) -> 
     assert not Path("out").exists()
 
 
-@pytest.mark.skipif("llm-compressor" not in HERE, reason="needs llm-compressor")
-def test_compare_takes_the_other_engines(model: str) -> None:
+@pytest.mark.parametrize("engine", HERE)
+def test_compare_takes_every_engine(engine: str, model: str) -> None:
     pytest.importorskip("matplotlib")
     code, output = call(
-        "compare", model, "--engine", "llm-compressor", "--methods", "magr", "--bits", "3",
+        "compare", model, "--engine", engine, "--methods", "magr", "--bits", "3",
         "--group-size", "32", "--samples", 8, "--seqlen", 64, "--limit", 4, "--calibration", "prose.txt",
         "--evaluate", "prose.txt", "--out", "compared", "--positive-scales",
     )  # fmt: skip
@@ -172,5 +172,19 @@ def test_compare_takes_the_other_engines(model: str) -> None:
     assert "--positive-scales" in Path("compared", "report.html").read_text()
     record = json.loads(Path("compared", "cells", "magr-w3-g32-prose-seed0.json").read_text())
     assert record["scores"]["prose"]["divergence"] > 0
-    assert record["settings"]["positive_scales"]
-    assert record["versions"]["llmcompressor"]
+    assert (record["settings"]["engine"], record["settings"]["positive_scales"]) == (engine, True)
+    assert set(ENGINES[engine].distributions) < set(record["versions"])
+
+
+@pytest.mark.skipif("auto-gptq" not in HERE, reason="needs AutoGPTQ")
+def test_autogptqs_own_loader_reads_its_tied_models(tmp_path, worker: Worker) -> None:
+    """The head of other engines' tied models it leaves at zero; see test_card.py."""
+    model = save_tiny(
+        "llama", tmp_path / "model", hidden_size=64, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    code, output = quantize(model, "auto-gptq", "--bits", 4, "--verify")
+    assert code == 0, output
+    (found,) = json.loads(Path("out", "magr.json").read_text())["loaded"]
+    assert (found["loader"], found["missing"]) == ("auto-gptq", [])
+    assert found["difference"] < SMALL_DIFFERENCE

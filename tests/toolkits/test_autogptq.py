@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,21 @@ def test_a_run_that_reduces_nothing_raises(tiny, switched_on) -> None:
     with pytest.raises(magr_gptq.NothingReducedError, match="0 of 0 layers"):
         quantize(model)
     assert adapter._run.get() is None
+
+
+def test_the_toolkit_switches_tf32_off_once_when_it_is_imported() -> None:
+    """So docs/scaling.md says that what a user sets after that holds."""
+    program = """
+import torch
+allowed = lambda: torch.backends.cuda.matmul.allow_tf32
+torch.backends.cuda.matmul.allow_tf32 = True
+import auto_gptq
+seen = [allowed()]
+torch.backends.cuda.matmul.allow_tf32 = True
+import magr_gptq
+with magr_gptq.enabled("auto-gptq"):
+    seen.append(allowed())
+print(*seen)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-2:] == ["False", "True"]

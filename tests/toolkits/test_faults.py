@@ -35,14 +35,12 @@ class Road:
     """A toolkit's run on a model in a folder; what it reports, and how many layers it rounded to nearest.
 
     watched: has every layer's calls watched.
-    failing: where calls fail for each kind of fault; what roads have in common fails on one of them.
     """
 
     toolkit: str
     module: str
     run: Callable[[str], tuple[RunReport, int]]
     watched: Callable[[pytest.MonkeyPatch, Calls], None]
-    failing: tuple[str, str]
 
 
 def by_gptqmodel(folder: str) -> tuple[RunReport, int]:
@@ -127,15 +125,12 @@ def watch_llmcompressor(patch: pytest.MonkeyPatch, calls: Calls) -> None:
 
 
 FAULTS = (torch.linalg.LinAlgError, torch.OutOfMemoryError)
-EVERYWHERE, BY_NUMBERS, IN_ADAPTERS = ("", ""), ("", "toolkits"), ("toolkits", "toolkits")
 ROADS = {
-    "GPTQModel": Road("gptqmodel", "gptqmodel", by_gptqmodel, watch_gptqmodel, EVERYWHERE),
-    "AutoGPTQ": Road("auto-gptq", "auto_gptq", by_autogptq, watch_autogptq, BY_NUMBERS),
-    "optimum": Road("optimum", "gptqmodel", by_optimum, watch_gptqmodel, IN_ADAPTERS),
-    "transformers": Road("optimum", "gptqmodel", by_transformers, watch_gptqmodel, IN_ADAPTERS),
-    "llm-compressor": Road(
-        "llm-compressor", "llmcompressor", by_llmcompressor, watch_llmcompressor, BY_NUMBERS
-    ),
+    "GPTQModel": Road("gptqmodel", "gptqmodel", by_gptqmodel, watch_gptqmodel),
+    "AutoGPTQ": Road("auto-gptq", "auto_gptq", by_autogptq, watch_autogptq),
+    "optimum": Road("optimum", "gptqmodel", by_optimum, watch_gptqmodel),
+    "transformers": Road("optimum", "gptqmodel", by_transformers, watch_gptqmodel),
+    "llm-compressor": Road("llm-compressor", "llmcompressor", by_llmcompressor, watch_llmcompressor),
 }
 
 
@@ -176,8 +171,7 @@ def test_whatever_call_fails_the_run_ends_and_tells_of_its_layer_alone(
     report, to_nearest = run(road, model, peace)
     assert (len(report.reduced), len(report.layers), to_nearest) == (LAYERS, LAYERS, 0)
     sites = set().union(*peace.seen.values())
-    failing = road.failing[FAULTS.index(fault)]
-    left = {site for site in sites if site.function not in EXEMPT and site.file.startswith(failing)}
+    left = {site for site in sites if site.function not in EXEMPT}
     turns = 0
     while left:
         calls = Calls(shared_out(left, peace.seen, turns), fault)

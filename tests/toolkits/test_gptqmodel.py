@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import pickle
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,12 @@ import magr_gptq
 pytest.importorskip("gptqmodel")
 
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
+from gptqmodel.looper import module_looper
 from gptqmodel.quantization import config as config_module
 from gptqmodel.quantization.config import HessianConfig, TensorParallelPadderConfig
 from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
+from gptqmodel.utils import torch as toolkit_torch
 from gptqmodel_runs import load, quantize, run_vanilla
 
 from magr_gptq.app.quantizing import by_gptqmodel as engine
@@ -627,6 +630,34 @@ def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
         config = engine._quantize_config(job)
     assert (config.mse, config.damp_percent, config.act_group_aware) == (2.0, 0.02, False)
     assert config.magr == magr_gptq.MagRConfig()
+
+
+def test_the_toolkits_loop_takes_no_tf32_whatever_the_user_has_set(tiny, switched_on, monkeypatch) -> None:
+    """So docs/scaling.md has no times in TF32 for this toolkit."""
+    rounds, guards, seen = GPTQ.quantize, module_looper.tf32_high_precision_guard, []
+
+    def quantize_and_look(task, blocksize: int = 128):
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return rounds(task, blocksize)
+
+    @contextmanager
+    def guard_as_on_a_gpu():
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as guarded:
+            patch.setattr(toolkit_torch, "HAS_CUDA", True)
+            guarded.enter_context(guards())
+            patch.undo()
+            yield
+
+    monkeypatch.setattr(GPTQ, "quantize", quantize_and_look)
+    monkeypatch.setattr(module_looper, "tf32_high_precision_guard", guard_as_on_a_gpu)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        quantize(tiny["llama"], bits=4, group_size=32, magr=True)
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (set(seen[:-1]), seen[-1]) == ({"ieee"}, "tf32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
