@@ -20,11 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.lib.checkpoints import divergences
 from eval.lib.fidelity import CONTEXT
 from eval.studies.quality.run import heading
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import diverge_all
 
 TOKENS = (128, 256, 512, 1024, 4096, 32768)
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
@@ -54,31 +54,25 @@ def batches(seeds: list[int], methods: list[str], tokens: list[int]) -> Iterator
             yield [Cell(method, *grid, count, seed) for grid in GRIDS for method in methods]
 
 
-def quantized(cell: Cell, folder: Path, worker: Worker, args: argparse.Namespace) -> dict[str, Any]:
-    """Make the checkpoint; returns what is known of it."""
+def job(cell: Cell, args: argparse.Namespace) -> Job:
+    """What makes its checkpoint."""
     seqlen = min(CONTEXT, cell.tokens)
-    job = Job(
-        model=str(args.model.resolve()), out=str(folder), calibration=str(args.calibration.resolve()),
+    return Job(
+        model=str(args.model.resolve()), out="", calibration=str(args.calibration.resolve()),
         bits=cell.bits, group_size=cell.group_size, samples=cell.tokens // seqlen, seqlen=seqlen,
         seed=cell.seed, magr=METHODS[cell.method],
     )  # fmt: skip
-    outcome = worker.quantize(job, listen=lambda _: None)
-    return {**cell._asdict(), "quantize_seconds": outcome.seconds, "magr": outcome.summary}
 
 
 def measure(cells: list[Cell], worker: Worker, args: argparse.Namespace) -> None:
-    """Quantize, save, score all of them in one process elsewhere; the checkpoints are not kept."""
-    with tempfile.TemporaryDirectory(prefix="tokens-") as place:
-        folders = [Path(place, cell.name) for cell in cells]
-        made = [quantized(cell, folder, worker, args) for cell, folder in zip(cells, folders, strict=True)]
-        scores = diverge_all(
-            str(args.model.resolve()), [str(folder) for folder in folders], args.evaluation.resolve(),
-            engine="gptqmodel", seqlen=CONTEXT, limit=args.limit, log=worker.log,
-        )  # fmt: skip
-    for cell, known, found in zip(cells, made, scores, strict=True):
-        record = {**known, **found, "tokens": cell.tokens, "scored_tokens": found["tokens"]}
+    """Quantize, and score all of them in one process elsewhere."""
+    jobs = {cell.name: job(cell, args) for cell in cells}
+    found = divergences(jobs, args.evaluation.resolve(), worker, seqlen=CONTEXT, limit=args.limit)
+    for cell in cells:
+        measured = found[cell.name]
+        record = {**measured, "scored_tokens": measured["tokens"], **cell._asdict()}
         (args.out / f"{cell.name}.json").write_text(json.dumps(record, indent=2) + "\n")
-        print(f"{cell.name}: {found['divergence']:.4f}", flush=True)
+        print(f"{cell.name}: {measured['divergence']:.4f}", flush=True)
 
 
 def run(args: argparse.Namespace) -> None:
