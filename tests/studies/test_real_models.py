@@ -15,10 +15,8 @@ import pytest
 import torch
 from places import ROOT
 
+from eval.studies.real import run as real
 from eval.studies.real.make_task import CHOICES, WORDS, questions, write
-from magr_gptq.app.quantizing.job import Job
-from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import diverge_all
 
 pytestmark = pytest.mark.long
 
@@ -32,7 +30,7 @@ def smollm2(tmp_path_factory) -> Path:
     """The first two of its thirty layers, between its embeddings and its head."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    whole, folder = tmp_path_factory.mktemp("fetched") / "smollm2", tmp_path_factory.mktemp("two") / "layers"
+    whole, folder = tmp_path_factory.mktemp("fetched") / "smollm2", tmp_path_factory.mktemp("two") / "smollm2"
     command = [sys.executable, "-m", "eval.studies.real.fetch", "smollm2", str(whole)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode and any(words in done.stderr for words in UNREACHED):
@@ -49,20 +47,34 @@ def smollm2(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_real_layers_stay_nearer_to_themselves_than_by_plain_gptq(smollm2: Path, tmp_path) -> None:
-    asked = {"calibration": str(TEXTS / "calibration.txt"), "bits": 3, "group_size": 64, "samples": 8}
-    scored = {"engine": "gptqmodel", "seqlen": 256, "limit": 8, "log": tmp_path / "log"}
-    made: list[str] = []
-    with Worker(tmp_path / "log") as worker:
-        for name, magr in (("plain", None), ("default", {})):
-            out = tmp_path / name
-            job = Job(str(smollm2), str(out), magr=magr, seqlen=256, **asked)
-            outcome = worker.quantize(job, listen=lambda _: None)
-            assert outcome.totals["outcomes"] == {"plain" if magr is None else "reduced": 14}
-            made.append(str(out))
-    plain, default = diverge_all(str(smollm2), made, TEXTS / "evaluation.txt", **scored)
+def test_two_real_layers_stay_nearer_to_themselves_than_by_plain_gptq(
+    smollm2: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    def study(command: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["run", command, *options, "--out", str(tmp_path / "cells")])
+        real.main()
+        return capsys.readouterr().out
+
+    asked = (
+        "smollm2", "--models", str(smollm2.parent), "--calibration", str(TEXTS / "calibration.txt"),
+        "--evaluation", str(TEXTS / "evaluation.txt"), "--methods", "gptq", "default", "--bits", "3",
+        "--group-sizes", "64", "--samples", "8", "--seqlen", "256", "--limit", "8", "--seeds", "0",
+        "--log", str(tmp_path / "log"),
+    )  # fmt: skip
+    told = study("run", *asked)
+    assert [line.split(":")[0] for line in told.splitlines()] == [
+        "unquantized", "gptq-w3-g64-8-seed0", "default-w3-g64-8-seed0",
+    ]  # fmt: skip
+    assert study("run", *asked) == ""
+    plain, default = (
+        json.loads((tmp_path / "cells" / f"{method}-w3-g64-8-seed0.json").read_text())
+        for method in ("gptq", "default")
+    )
+    assert "14 of 14 layers reduced" in default["magr"]
     assert default["divergence"] < 0.8 * plain["divergence"]
     assert default["beginning"] == ""
+    *_, row = study("table").splitlines()
+    assert f"{default['divergence']:.4f} ({default['divergence'] / plain['divergence']:.2f})" in row
 
 
 def test_a_question_is_followed_by_its_answer_in_the_text() -> None:
