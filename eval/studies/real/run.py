@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.lib.checkpoints import divergences
-from eval.studies.quality.run import heading
+from eval.studies.quality.run import UNQUANTIZED, heading, path
 from eval.studies.real.fetch import SOURCES, fetch
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.scoring import score
 
 METHODS: dict[str, dict[str, Any] | None] = {"gptq": None, "paper": {"preset": "paper"}, "default": {}}
-UNQUANTIZED = "unquantized"
 
 
 class Cell(NamedTuple):
@@ -85,11 +84,6 @@ def measure(cells: list[Cell], model: Path, worker: Worker, args: argparse.Names
     found = divergences(jobs, args.evaluation.resolve(), worker, seqlen=args.seqlen, limit=args.limit)
     for cell in cells:
         write(args.out, cell.name, {**cell._asdict(), **found[cell.name]})
-
-
-def path(folder: Path, name: str) -> Path:
-    """The file of a cell."""
-    return folder / f"{name}.json"
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
