@@ -98,7 +98,7 @@ RUNTIMES = {
             Road("gptqmodel", (4, 8), asymmetric=False, desc_act=False, mixed=(4, 8)),
             Road("llm-compressor", mixed=ALL),
         ),
-        seen=f"4 bits {RUN}; others {READ}",
+        seen=f"4 bits {RUN}; others need a GPU, {READ}",
     ),
     # Marlin with VLLM_MARLIN_INPUT_DTYPE=int8 reads scales as unsigned (vllm-project/vllm#48905)
     "vllm-int8": Runtime(
