@@ -242,6 +242,20 @@ def test_the_kernels_are_for_cuda_only(monkeypatch) -> None:
     assert not sys.modules.keys() & set(modules)
 
 
+@pytest.mark.parametrize(
+    ("on_gpu", "dtype", "triton", "fuses"),
+    [
+        (True, torch.float32, True, True),
+        (False, torch.float32, True, False),
+        (True, torch.float64, True, False),
+        (True, torch.float32, False, False),
+    ],
+)
+def test_the_kernels_take_float32_on_cuda_where_triton_is(on_gpu, dtype, triton, fuses, monkeypatch) -> None:
+    monkeypatch.setattr(fusing, "_has_triton", lambda: triton)
+    assert fusing.can_fuse(SimpleNamespace(is_cuda=on_gpu, dtype=dtype)) is fuses
+
+
 def launches(monkeypatch, fused) -> list[torch.device]:
     """Let a stand-in be the fused update of CPU tensors; the devices that are made current around it."""
     current = []
