@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from places import HELPERS
@@ -49,7 +50,16 @@ def two_hosts() -> Iterator[tuple[str, str]]:
         yield names
     finally:
         for name in names:
+            _end_all(name)
             _ip("netns", "delete", name)  # takes its cable along
+
+
+def _end_all(host: str) -> None:
+    """Workers outlive a torchrun that is killed."""
+    listed = subprocess.run(["ip", "netns", "pids", host], check=True, capture_output=True, text=True)
+    for process in map(int, listed.stdout.split()):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def start_torchrun(host: str, rank: int, script: Path, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
