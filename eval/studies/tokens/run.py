@@ -126,7 +126,7 @@ def entry(found: dict[Any, list[float]], method: str, grid: tuple[int, int], tok
 def figure(args: argparse.Namespace) -> None:
     """Draw KL against tokens, a panel for each grid."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FixedLocator, NullFormatter
 
     found = found_in(args.out)
     measured = sorted({tokens for *_, tokens in found})
@@ -139,8 +139,11 @@ def figure(args: argparse.Namespace) -> None:
             )
         panel.set(xscale="log", yscale="log", xlabel="calibration tokens")
         panel.set_title(title(bits, group_size))
-        panel.set_xticks(measured, labels=[f"{tokens:,}" for tokens in measured])
-        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.set_xticks(measured, labels=[f"{tokens:,}" for tokens in measured], rotation=60)
+        panel.yaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1]))
+        panel.yaxis.set_major_formatter("{x:g}")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("KL from the unquantized model")
     panels[0].legend(labels=["plain GPTQ", "default"], frameon=False)
     drawing.savefig(args.png, dpi=110)
