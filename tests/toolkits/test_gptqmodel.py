@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from bad_models import save_tiny
+from forked_workers import fork
 from problems import hessian_of, weight_of
 from safetensors.torch import load_file
 from seams import layers_given, orders_given
@@ -632,13 +633,13 @@ def test_the_engine_hands_on_further_settings_of_the_toolkit() -> None:
     assert config.magr == magr_gptq.MagRConfig()
 
 
-def test_the_toolkits_loop_takes_no_tf32_whatever_the_user_has_set(tiny, switched_on, monkeypatch) -> None:
-    """So docs/scaling.md has no times in TF32 for this toolkit."""
-    rounds, guards, seen = GPTQ.quantize, module_looper.tf32_high_precision_guard, []
+def precision_of_products(folder: str) -> tuple[set[str], str]:
+    """In GPTQModel's loop, and after it, where the user wants TF32 and the guard works as on a GPU."""
+    rounds, guards, seen = GPTQ.quantize, module_looper.tf32_high_precision_guard, set()
 
-    def quantize_and_look(task, blocksize: int = 128):
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
-        return rounds(task, blocksize)
+    def quantize_and_look(self, blocksize: int = 128):
+        seen.add(torch.backends.cuda.matmul.fp32_precision)
+        return rounds(self, blocksize)
 
     @contextmanager
     def guard_as_on_a_gpu():
@@ -648,16 +649,17 @@ def test_the_toolkits_loop_takes_no_tf32_whatever_the_user_has_set(tiny, switche
             patch.undo()
             yield
 
-    monkeypatch.setattr(GPTQ, "quantize", quantize_and_look)
-    monkeypatch.setattr(module_looper, "tf32_high_precision_guard", guard_as_on_a_gpu)
-    before = torch.get_float32_matmul_precision()
+    GPTQ.quantize, module_looper.tf32_high_precision_guard = quantize_and_look, guard_as_on_a_gpu
     torch.set_float32_matmul_precision("high")
-    try:
-        quantize(tiny["llama"], bits=4, group_size=32, magr=True)
-        seen.append(torch.backends.cuda.matmul.fp32_precision)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    assert (set(seen[:-1]), seen[-1]) == ({"ieee"}, "tf32")
+    with magr_gptq.enabled("gptqmodel"):
+        quantize(folder, bits=4, group_size=32, magr=True)
+    return seen, torch.backends.cuda.matmul.fp32_precision
+
+
+def test_the_toolkits_loop_takes_no_tf32_whatever_the_user_has_set(tiny) -> None:
+    """So docs/scaling.md has no times in TF32 for this toolkit."""
+    # a process that has set precisions by torch's old and new way is good for nothing else
+    assert fork(precision_of_products, tiny["llama"]) == ({"ieee"}, "tf32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
