@@ -18,6 +18,8 @@ TARGETS = ("model", "layer")
 # chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
 # search the first, as the weakest is the safest
 STRENGTHS = (0.04, 0.1)
+# one-sided rows, which a mirror image would have covered, gain from a stronger penalty (eval/studies/mirror)
+STRENGTHS_WITHOUT_MIRROR = (*STRENGTHS, 0.2)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
 BETAS_FROM_4_BITS = (1.0, 0.95, 0.9)
@@ -187,7 +189,8 @@ class MagRConfig:
         if not (self.preset == "default" if self.search is None else self.search):
             return (Candidate(penalty, factors),)
         given = self.strength is not None or isinstance(penalty, Linear)
-        penalties = (penalty,) if given else tuple(map(Derived, STRENGTHS))
+        strengths = STRENGTHS_WITHOUT_MIRROR if self.mirror is False else STRENGTHS
+        penalties = (penalty,) if given else tuple(map(Derived, strengths))
         return (Candidate.PLAIN, *(Candidate(penalty, factors) for penalty in penalties))
 
     def _signed(self, betas: tuple[float, ...]) -> tuple[float, ...]:

@@ -106,7 +106,7 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
 
     Args:
         weight: Ŵ, [out, in], any floating dtype; not changed.
-        halves: two, on one device, or fewer where there was one document; which is the first changes nothing.
+        halves: two, on one device, or fewer where one saw no token; which is the first changes nothing.
 
     Raises:
         ValueError: sums of another shape, or that are not finite.

@@ -89,6 +89,10 @@ def test_what_is_given_is_not_searched() -> None:
 def test_mirrored_grids_can_be_left_out_or_asked_for() -> None:
     betas = MagRConfig().betas(2, -1)
     assert {tuple(factors) for _, *factors in pairs(MagRConfig(mirror=False), 2)[1:]} == {betas}
+    assert [penalty for penalty, *_ in pairs(MagRConfig(mirror=False), 2)[1:]] == [
+        Derived(0.04), Derived(0.1), Derived(0.2)
+    ]  # fmt: skip
+    assert pairs(MagRConfig(mirror=False, strength=0.5), 2)[1:] == [(Derived(0.5), *betas)]
     assert pairs(MagRConfig(mirror=True), 2) == pairs(MagRConfig(), 2)
     assert pairs(MagRConfig(strength=0.5, beta=0.7, mirror=True), 2)[1] == (Derived(0.5), 0.7, -0.7)
     assert pairs(MagRConfig(preset="paper", mirror=True), 2) == [(Linear(1e-3), 0.8, -0.8)]

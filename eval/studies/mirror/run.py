@@ -90,19 +90,18 @@ def read(folder: str) -> Any:
 
 
 def table() -> list[str]:
-    """Markdown: divergence from the unquantized model, means over the seeds."""
+    """Markdown: divergence from the unquantized model, mean ± standard deviation over the seeds."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(CELLS.glob("*.json"))]
     lines = ["| grid | the default | `mirror=False` | ratio |", "|---|---|---|---|"]
     for sym, (bits, group) in product((True, False), GRIDS):
-        means = {}
+        found = {}
         for method in METHODS:
             at = {"method": method, "bits": bits, "group_size": group, "sym": sym}
-            seen = [r["divergence"] for r in records if at.items() <= r.items()]
-            if seen:
-                means[method] = statistics.mean(seen)
-        if len(means) < len(METHODS):
+            found[method] = [r["divergence"] for r in records if at.items() <= r.items()]
+        if min(map(len, found.values())) < 2:
             continue
-        shown = " | ".join(f"{mean:.4f}" for mean in means.values())
+        means = {method: statistics.mean(values) for method, values in found.items()}
+        shown = " | ".join(f"{means[m]:.4f} ± {statistics.stdev(values):.4f}" for m, values in found.items())
         heading = f"W{bits} g{group}, {'symmetric' if sym else 'asymmetric'}"
         lines.append(f"| {heading} | {shown} | {means['positive'] / means['default']:.2f} |")
     return lines
