@@ -145,6 +145,7 @@ MUTATIONS = [
     Mutation("rounding/step.py", ".argmin(-1", ".argmax(-1", "factors"),
     Mutation("config/plan.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
     Mutation("config/settings.py", "*(-beta for beta in betas)", "*betas", "config"),
+    Mutation("config/settings.py", "STRENGTHS_WITHOUT_MIRROR if", "STRENGTHS if", "config"),
     Mutation("rounding/settle.py", "if groups > 1:", "if groups > 99:", "layer"),
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
     Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
