@@ -150,13 +150,15 @@ MUTATIONS = [
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
     Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
     Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),
+    Mutation("reduction/target.py", "second.documents > 1", "second.documents > 0", "target"),
+    Mutation("toolkits/pairs.py", "documents=0.5", "documents=1.0", "undamaged"),
     Mutation("reduction/shrinkage.py", "diagonal.copy_(kept)", "pass", "shrinkage"),
     Mutation(
         "reduction/shrinkage.py", "_agreement(first, second) /", "_agreement(first, whole) /", "shrinkage"
     ),
     Mutation("reduction/shrinkage.py", "total - (inverse > 0).sum()", "total", "shrinkage"),
     Mutation("reduction/target.py", "2 * by_halves / (1 + by_halves)", "by_halves", "target"),
-    Mutation("reduction/target.py", "2 * rho / (1 + rho)", "rho", "target"),
+    Mutation("reduction/shrinkage.py", "2 * rho / (1 + rho)", "rho", "target"),
     Mutation("reduction/target.py", "weight[rows] @ self.lacking", "self.lacking", "target"),
     Mutation("reduction/target.py", "-(-len(original) // ROWS)", "1", "target"),
     Mutation(

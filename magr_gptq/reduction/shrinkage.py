@@ -74,6 +74,11 @@ def shrinkage_of_halves(first: Tensor, second: Tensor) -> Tensor:
     return torch.where(power > 0, 1 - _agreement(first, second) / power, 1.0).clamp(0, 1)
 
 
+def of_half(rho: Tensor) -> Tensor:
+    """2ρ/(1 + ρ): the share for half of the tokens, which have twice the noise, where that of all is ρ."""
+    return 2 * rho / (1 + rho)
+
+
 def _agreement(first: Tensor, second: Tensor) -> Tensor:
     """Σ r'_ij·r''_ij over i ≠ j, of two matrices' correlations, [] float64."""
     diagonals = [diagonal_of(matrix).double() for matrix in (first, second)]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
-from magr_gptq.reduction.shrinkage import shrink_, shrinkage_of_halves
+from magr_gptq.reduction.shrinkage import of_half, shrink_, shrinkage_of_halves
 
 # of the mean diagonal: without it float32 would not factor a matrix of few tokens
 RIDGE = 1e-6
@@ -41,35 +41,42 @@ class Half:
 
     gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. lacking: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be
     all rounding. Where of_output it is E itself, Σ (W(x − x̂) + r − r̂)x̂ᵀ, [out, in], of a layer that writes
-    into the residual stream r. Both are float32. tokens: n.
+    into the residual stream r. Both are float32. documents: how many these tokens are of; 0.5 is half of one.
     """
 
     gram: Tensor
     lacking: Tensor
-    tokens: int
+    documents: float = 1.0
     of_output: bool = False
 
     @classmethod
     @torch.no_grad()
     def of(
-        cls, damaged: Tensor, lacking: Tensor, *, of_output: bool = False, gram: Tensor | None = None
+        cls,
+        damaged: Tensor,
+        lacking: Tensor,
+        *,
+        documents: float = 1.0,
+        of_output: bool = False,
+        gram: Tensor | None = None,
     ) -> Half:
         """The sums over some tokens.
 
         Args:
             damaged: x̂, [tokens, in], any floating dtype.
             lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
+            documents: that these are the tokens of.
             gram: Σ x̂x̂ᵀ, [in, in] float32, where it is known; it becomes the sum's own.
         """
         wide = damaged.float()
-        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, len(wide), of_output)
+        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, documents, of_output)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:
         """These sums and those, in place."""
         self.gram.add_(other.gram)
         self.lacking.add_(other.lacking)
-        self.tokens += other.tokens
+        self.documents += other.documents
         return self
 
     def to(self, device: torch.device) -> Half:
@@ -117,7 +124,7 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     if len(halves) < 2 or not all(bool(diagonal_of(half.gram).any()) for half in halves):
         return Target(original, 0.0)
     original = original.to(halves[0].gram.device)
-    rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)
+    rho = shrinkage_by_documents(halves)
     strength = _strength(original, halves, rho)
     if strength == 0:
         return Target(original, 0.0)
@@ -128,13 +135,22 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     )
 
 
+def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:
+    """ρ, [] float64, from two halves; see `shrinkage_of_halves`.
+
+    The halves of a single document agree on what is the document's own, too. So what one of them says of the
+    other stands for what both say of other documents, and the share is that of half of the tokens.
+    """
+    first, second = halves
+    rho = shrinkage_of_halves(first.gram, second.gram)
+    return rho if first.documents + second.documents > 1 else of_half(rho)
+
+
 def _strength(original: Tensor, halves: Sequence[Half], rho: Tensor) -> float:
     """α, of rows evenly spaced: one number needs no more."""
     rows = slice(None, None, -(-len(original) // ROWS))
     missing = [half.missing(original, rows) for half in halves]
-    # half of the tokens have twice the noise
-    rho_of_half = 2 * rho / (1 + rho)
-    found = [correction(lost, half.gram, rho_of_half) for lost, half in zip(missing, halves, strict=True)]
+    found = [correction(lost, half.gram, of_half(rho)) for lost, half in zip(missing, halves, strict=True)]
     by_halves = cross_fitted(found, missing, [half.gram for half in halves])
     return 2 * by_halves / (1 + by_halves)
 

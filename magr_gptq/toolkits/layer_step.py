@@ -15,8 +15,8 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Share
-from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage, shrinkage_of_halves
-from magr_gptq.reduction.target import Half, Target, target_of
+from magr_gptq.reduction.shrinkage import even_, shrink_, shrinkage
+from magr_gptq.reduction.target import Half, Target, shrinkage_by_documents, target_of
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer, prepare
 from magr_gptq.rounding.order import importance_order
@@ -160,8 +160,7 @@ def _regularised(given: Given) -> _Ready:
 def _shrinkage(given: Given, tokens: int) -> Tensor:
     """What the halves tell knows how alike a document's tokens are; else the number of tokens must do."""
     if given.halves and len(given.halves) == 2:
-        first, second = (half.gram for half in given.halves)
-        return shrinkage_of_halves(first, second).to(given.hessian.device)
+        return shrinkage_by_documents(given.halves).to(given.hessian.device)
     return shrinkage(given.hessian, tokens)
 
 

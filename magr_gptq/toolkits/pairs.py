@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from magr_gptq.reduction.target import Half
@@ -47,17 +46,17 @@ class Pairs:
             return
         # the first is cut in two, so that a single document makes two halves as well
         middle = len(damaged) // 2
-        self._add(0, Half.of(damaged[:middle], lacking[:middle], of_output=of_output))
-        self._add(1, Half.of(damaged[middle:], lacking[middle:], of_output=of_output))
+        for part, tokens in enumerate((slice(middle), slice(middle, None))):
+            self._add(part, Half.of(damaged[tokens], lacking[tokens], documents=0.5, of_output=of_output))
 
     def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
         """Replace all sums by those of several processes, which `reduce` sums up in place."""
         for number in sorted(self._halves):
             half = self._halves[number]
-            tokens = half.gram.new_tensor(half.tokens, dtype=torch.int64)
-            for sums in (half.gram, half.lacking, tokens):
+            documents = half.gram.new_tensor(half.documents)
+            for sums in (half.gram, half.lacking, documents):
                 reduce(sums)
-            half.tokens = int(tokens)
+            half.documents = float(documents)
 
     def _add(self, half: int, some: Half) -> None:
         with self._lock:

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from magr_gptq.reduction import target
 from magr_gptq.reduction.shrinkage import shrinkage_of_halves
-from magr_gptq.reduction.target import Half, Target, correction, cross_fitted, target_of
+from magr_gptq.reduction.target import (
+    Half,
+    Target,
+    correction,
+    cross_fitted,
+    shrinkage_by_documents,
+    target_of,
+)
 
 COLUMNS, ROWS = 24, 10
 
@@ -65,6 +72,16 @@ def obvious_correction(weight: Tensor, part: Chains, rho: float) -> Tensor:
 
 def rho_of(first: Chains, second: Chains) -> float:
     return float(shrinkage_of_halves(*(part.damaged.T @ part.damaged for part in (first, second))))
+
+
+def test_of_one_document_the_share_is_that_of_half_of_its_tokens() -> None:
+    first, second = chains(tokens=30)
+    parts = halves(first, second)
+    rho = rho_of(first, second)
+    assert float(shrinkage_by_documents(parts)) == pytest.approx(rho)
+    cut = [replace(part, documents=0.5) for part in parts]
+    assert float(shrinkage_by_documents(cut)) == pytest.approx(2 * rho / (1 + rho))
+    assert float(shrinkage_by_documents([cut[0], parts[1]])) == pytest.approx(rho)
 
 
 def missing(weight: Tensor, part: Chains) -> Tensor:
@@ -247,7 +264,7 @@ def test_sums_of_batches_add_up() -> None:
     first, second = (part._replace(stream=random(60, ROWS, seed=9)) for part in chains(60))
     batches = [Chains(*(side[start : start + 20] for side in first)).half() for start in (0, 20, 40)]
     summed = batches[0].add_(batches[1]).add_(batches[2])
-    assert summed.tokens == 60
+    assert summed.documents == 3
     found = target_of(weight_of(), (summed, second.half()))
     wanted = target_of(weight_of(), halves(first, second))
     torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-4, atol=1e-4)

@@ -102,7 +102,7 @@ def test_pairs_are_the_sums_of_both_chains_inputs(blocks, inputs) -> None:
     for found, (x, y) in zip(pairs["up"].halves, sides, strict=True):
         torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.lacking.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
-        assert found.tokens == len(y)
+    assert [half.documents for half in pairs["up"].halves] == [1.5, 2.5]
 
 
 def test_a_writer_is_paired_with_what_its_output_and_the_stream_lack(blocks, inputs) -> None:
@@ -174,7 +174,9 @@ def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_non
     chain.open(blocks[0], ["up"])
     chain.run(0, (batch,), {})
     chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), torch.ones(3, TOKENS, INNER), kept)
-    assert [half.tokens for half in pairs.halves] == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
+    counted = [half.gram[0, 0] for half in pairs.halves]
+    assert counted == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
+    assert [half.documents for half in pairs.halves] == [1.5, 1.5]
 
 
 def test_the_first_block_is_not_damaged(blocks, inputs) -> None:
