@@ -20,7 +20,7 @@ from magr_score.perplexity import described
 from magr_score.windows import read_windows
 
 # of a window: two models' logits over all the vocabulary are held at a time
-WINDOW_TOKENS_AT_ONCE = 2048
+WINDOW_TOKENS_AT_ONCE = 1024
 # of those, log-probabilities in float32 are made of so many at a time
 POSITIONS_AT_ONCE = 512
 
@@ -49,22 +49,17 @@ def compare(original: Any, model: Any, windows: Tensor) -> dict[str, float]:
     """
     loss = kl = 0.0
     for rows in torch.split(windows, max(1, WINDOW_TOKENS_AT_ONCE // windows.shape[1])):
-        wanted = rows[:, 1:].flatten()
-        given = _logits(model, rows)
-        from_original = _logits(original, rows)
-        for place in range(0, len(wanted), POSITIONS_AT_ONCE):
-            part = slice(place, place + POSITIONS_AT_ONCE)
-            q = given[part].float()
-            loss += float(cross_entropy(q, wanted[part].to(q.device), reduction="sum"))
-            kl += float(divergence(from_original[part].to(q.device), q).sum())
+        given, from_original = (
+            m(input_ids=rows.to(m.device), use_cache=False).logits for m in (model, original)
+        )
+        for row, wanted in enumerate(rows[:, 1:]):
+            for place in range(0, len(wanted), POSITIONS_AT_ONCE):
+                part = slice(place, min(place + POSITIONS_AT_ONCE, len(wanted)))
+                q = given[row, part].float()
+                loss += float(cross_entropy(q, wanted[part].to(q.device), reduction="sum"))
+                kl += float(divergence(from_original[row, part].to(q.device), q).sum())
     count = windows[:, 1:].numel()
     return {"perplexity": math.exp(loss / count), "divergence": kl / count}
-
-
-def _logits(model: Any, rows: Tensor) -> Tensor:
-    """Predictions of every token after the first, [positions, vocabulary]."""
-    logits: Tensor = model(input_ids=rows.to(model.device), use_cache=False).logits
-    return logits[:, :-1].flatten(0, 1)
 
 
 def scores(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
