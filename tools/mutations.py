@@ -375,6 +375,32 @@ MUTATIONS = [
     Mutation(
         "app/text.py", '"\\n\\n".join(_jsonl_rows(path))', "next(_jsonl_rows(path))", "public_reports", "5650"
     ),
+    Mutation(
+        "toolkits/undamaged.py",
+        "self._block = self._original = None",
+        "self._block = None",
+        "public_reports",
+        "2538",
+    ),
+    Mutation("toolkits/undamaged.py", "run(number, args, own,", "run(number, args, kwargs,", "undamaged"),
+    Mutation(
+        "toolkits/shared.py",
+        "mapping.update(self._written.get((number, name), {}))",
+        "pass",
+        "public_reports",
+        "1837",
+    ),
+    Mutation(
+        "toolkits/optimum/adapter.py",
+        "self.name = names[id(self.module)]",
+        'self.name = names[id(self.module)].rpartition(".")[2]',
+        "public_reports",
+        "25455",
+    ),
+    Mutation("app/inputs.py", "tokens, length, beginning)", "tokens, length, ())", "public_reports", "1229"),
+    Mutation(
+        "../magr_score/windows.py", "length, limit, beginning)", "length, limit)", "public_reports", "1229"
+    ),
     # two hosts
     Mutation(
         "toolkits/llmcompressor/ranks.py", "if 0 in ranks", "if False", "two_hosts", "without_calibration"

@@ -3,7 +3,8 @@
 A toolkit keeps what enters a block once all earlier ones are quantized. Here what enters it in the
 unquantized model is kept as well, and a copy of the block from before its first layer was rounded. Whenever
 the toolkit runs a batch through the block, the copy has run it first: so what a layer is given in both chains
-is in memory together, for one batch at a time. That costs one more block and two more hidden states a token.
+is in memory together, for one batch at a time. That costs one more block and two more hidden states a token,
+and once more what blocks share beside their stream.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
+from magr_gptq.toolkits.shared import Shared
 from magr_gptq.toolkits.stream import BLOCK
 
 
@@ -37,13 +39,15 @@ class UndamagedChain:
     `open` a pass over all batches through a block; `run` before the toolkit runs each; `pair` in the hooks by
     which it takes a layer's inputs; `close` after the pass.
 
-    states: what enters the next block, by the number of the batch; all that is kept from block to block.
+    states: what enters the next block, by the number of the batch. It is kept from block to block, as is what
+        blocks share.
     """
 
     def __init__(self) -> None:
         self._block: torch.nn.Module | None = None
         self._original: Original | None = None
         self.states: dict[int, Tensor] = {}
+        self._shared = Shared()
         self._next: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
         self._last = True
@@ -86,8 +90,8 @@ class UndamagedChain:
 
     def _run(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: torch.device) -> None:
         assert self._original is not None
-        with torch.no_grad():
-            seen = self._original.run(number, args, kwargs, self._wanted, home)
+        with torch.no_grad(), self._shared.own(number, kwargs) as own:
+            seen = self._original.run(number, args, own, self._wanted, home)
         self._here.start(number, seen)
         if seen.output is not None:
             self._next[number] = seen.output.to(home)

@@ -7,9 +7,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+from bad_models import save_tiny
 from covering import covering
 from forked import run_forked
 from places import HELPERS
@@ -20,7 +22,9 @@ import magr_gptq
 pytest.importorskip("auto_gptq")
 
 from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+from auto_gptq.modeling import BaseGPTQForCausalLM, _base
 from auto_gptq.quantization import gptq
+from transformers import AutoModelForCausalLM
 
 from magr_gptq.toolkits import quantizer
 from magr_gptq.toolkits.autogptq import adapter
@@ -216,6 +220,47 @@ def test_the_paper_preset_runs_in_the_loop(tiny, tmp_path, switched_on) -> None:
     assert {layer.beta for layer in report.layers} == {0.7}
     model.save_quantized(str(tmp_path))
     assert json.loads((tmp_path / "quantize_config.json").read_text())["magr"] == setting
+
+
+class FusedGPTQ(BaseGPTQForCausalLM):
+    """A user's own class for Phi-3, of which each block has two fused layers."""
+
+    layer_type = "Phi3DecoderLayer"
+    layers_block_name = "model.layers"
+    outside_layer_modules: ClassVar = ["model.embed_tokens", "model.norm"]
+    inside_layer_modules: ClassVar = [
+        ["self_attn.qkv_proj"], ["self_attn.o_proj"], ["mlp.gate_up_proj"], ["mlp.down_proj"],
+    ]  # fmt: skip
+
+
+def test_a_users_own_class_of_fused_layers_is_quantized_and_read_back(
+    tmp_path, monkeypatch, switched_on
+) -> None:
+    """AutoGPTQ PR #651: it knew no Phi-3, whose fused layers are linear layers as any."""
+    monkeypatch.setattr(_base, "SUPPORTED_MODELS", [*_base.SUPPORTED_MODELS, "phi3"])
+    folder = str(
+        save_tiny(
+            "phi3", tmp_path / "phi3", hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1,
+        )
+    )  # fmt: skip
+    config = BaseQuantizeConfig(bits=8, group_size=32, desc_act=False, magr=True)
+    model = quantize(FusedGPTQ.from_pretrained(folder, config))
+    report, out = model.quantize_config.magr_report, str(tmp_path / "out")
+    assert [layer.name for layer in report.reduced] == [
+        f"model.layers.{block}.{name}" for block in range(2) for (name,) in FusedGPTQ.inside_layer_modules
+    ]
+    assert len(report.layers) == len(report.reduced)
+    model.save_quantized(out)
+    read = FusedGPTQ.from_quantized(out, device="cpu", torch_dtype=torch.float32, disable_exllama=True)
+    original = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    for layer in report.layers:
+        module, expected = read.model.get_submodule(layer.name), original.get_submodule(layer.name).weight
+        weight = module(torch.eye(module.infeatures)).T
+        assert (weight - expected).norm() < 0.1 * expected.norm(), layer.name
+    rows = calibration_rows(2)
+    with torch.no_grad():
+        torch.testing.assert_close(read(rows).logits, original(rows).logits, rtol=0, atol=0.05)
 
 
 def test_a_run_that_reduces_nothing_raises(tiny, switched_on) -> None:

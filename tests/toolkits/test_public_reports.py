@@ -5,8 +5,10 @@ A line a report: its thread, and what happened there, in our words. The inputs a
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,8 @@ from magr_gptq.app.text import random_windows
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits.llmcompressor import MagRGPTQModifier
 from magr_gptq.toolkits.report import RunReport
+from magr_gptq.toolkits.undamaged import UndamagedChain
+from magr_score.windows import read_windows
 
 pytestmark = pytest.mark.long
 
@@ -351,6 +355,116 @@ def texts_shorter_than_a_window(model: str) -> None:
     assert [len(row) for row in drawn.rows] == [128] * 8
 
 
+def weights_in_memory(*sizes: int) -> int:
+    """How many tensors of this shape, or turned, hold numbers."""
+    gc.collect()
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    return len({t.data_ptr() for t in tensors if not t.is_meta and sorted(t.shape) == sorted(sizes)})
+
+
+def left_after_each_block(out: str, *sizes: int, **settings: Any) -> list[int]:
+    """What `weights_in_memory` finds once a block's layers were packed and offloaded."""
+    left: dict[int, int] = {}
+    quantized = load("blocks", bits=4, group_size=32, wait_for_submodule_finalizers=True, **settings)
+
+    def look(layer_idx: int, submodule_finalized: bool) -> None:
+        if submodule_finalized:
+            left[layer_idx] = weights_in_memory(*sizes)
+
+    quantized.layer_callback = look
+    rows = [{"input_ids": row.tolist(), "attention_mask": [1] * len(row)} for row in calibration_rows()]
+    quantized.quantize(rows, batch_size=1, backend=BACKEND.TORCH)
+    quantized.save(out)
+    return [left[block] for block in sorted(left)]
+
+
+def finished_blocks_leave_memory(_: str) -> None:
+    # sizes that no other test's tensors have
+    save_tiny(
+        "llama", Path("blocks"), hidden_size=96, intermediate_size=160, num_hidden_layers=3,
+        num_attention_heads=2,
+    )  # fmt: skip
+    assert left_after_each_block("plain", 96, 160, offload_to_disk=True) == [0, 0, 0]
+    *left, last = left_after_each_block("offloaded", 96, 160, offload_to_disk=True, magr=True)
+    assert left == [0, 0]
+    # its unquantized copy, up to the run's end
+    assert last <= 3
+    left_after_each_block("held", 96, 160, magr=True)
+    held, offloaded = (load_file(f"{name}/model.safetensors") for name in ("held", "offloaded"))
+    assert held.keys() == offloaded.keys()
+    assert all(torch.equal(held[name], offloaded[name]) for name in held)
+
+
+@contextmanager
+def chains_made() -> Iterator[list[UndamagedChain]]:
+    """The unquantized chains that runs begin with here."""
+    made: list[UndamagedChain] = []
+    begin = UndamagedChain.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(UndamagedChain, "__init__", lambda self: (begin(self), made.append(self))[0])
+        yield made
+
+
+def values_that_later_blocks_share(_: str) -> None:
+    """Blocks 2 and 3 read those of 0 and 1; in the unquantized chain, of the unquantized blocks 0 and 1."""
+    folder = save_tiny(
+        "gemma4_text", Path("shared"), hidden_size=64, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=32, global_head_dim=32,
+        hidden_size_per_layer_input=0, num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )  # fmt: skip
+    with chains_made() as made:
+        report = report_of(quantize(str(folder), bits=2, group_size=32, magr=True))
+    assert len(report.reduced) == len(report.layers) == 2 * LAYERS + 2 * (LAYERS - 2)
+    ((chain,), entered) = made, []
+    original = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
+    original.model.layers[3].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    for row in calibration_rows():
+        original(input_ids=row[None])
+    for number, state in chain.states.items():
+        torch.testing.assert_close(state, entered[number])
+    # llm-compressor 0.14 traces transformers 5.17 so that every block gets an empty mapping of its own
+    for modifier in (GPTQModifier, MagRGPTQModifier):
+        with pytest.raises(KeyError, match="sliding_attention"):
+            compress([modifier(config_groups=scheme(4, 32), ignore=["lm_head"])], str(folder))
+
+
+def layers_that_are_not_quantized(model: str) -> None:
+    inside = [["self_attn.q_proj", "self_attn.k_proj"], ["mlp.down_proj"]]
+    others = {r"-:.*\.(v_proj|o_proj|gate_proj|up_proj)": {}}
+    small: dict[str, Any] = {"bits": 4, "group_size": 32, "magr": True}
+    by_gptqmodel = quantize(model, dynamic=others, **small)
+    by_gptqmodel.save("dynamic")
+    by_transformers = quantize_by_transformers(
+        model, Path("modules_in_block_to_quantize"), modules_in_block_to_quantize=inside, **small
+    )
+    for name, told, run in (
+        ("dynamic", others, by_gptqmodel),
+        ("modules_in_block_to_quantize", inside, by_transformers),
+    ):
+        packed = {
+            tensor.removesuffix(".qweight")
+            for tensor in load_file(f"{name}/model.safetensors")
+            if tensor.endswith(".qweight")
+        }
+        assert packed == {layer.name for layer in report_of(run).layers}
+        assert packed == {f"model.layers.0.{layer}" for subset in inside for layer in subset}
+        assert json.loads(Path(name, "config.json").read_text())["quantization_config"][name] == told
+
+
+def windows_begin_as_a_text_does(_: str) -> None:
+    """The tokenizer puts token 0 before a text, and one after it, which has no place in a window."""
+    folder = save_tiny_model("llama", Path("begins"), begins=True)
+    Path("text.txt").write_text("A text has no token of the tokenizer's own within it. " * 8)
+    drawn = read_model(folder).windows("text.txt", samples=6, seqlen=32, seed=0).rows
+    scored = read_windows(str(folder), {"text": "text.txt", "seqlen": 32}, None).tokens.tolist()
+    assert len(drawn) == 6
+    assert len(scored) > 6
+    for window in (*drawn, *scored):
+        assert len(window) == 32
+        assert [place for place, token in enumerate(window) if token == 0] == [0]
+
+
 class Report(NamedTuple):
     """threads: where it was told of. what: happened there. holds: asserts what we do, on a tiny model."""
 
@@ -427,6 +541,26 @@ REPORTS = [
         texts_shorter_than_a_window,
     ),
     Report("AutoGPTQ #697", "masks could not be handed over with one's own texts", rows_with_masks),
+    Report(
+        "GPTQModel #2538",
+        "the whole model stayed in memory though it was to be offloaded",
+        finished_blocks_leave_memory,
+    ),
+    Report(
+        "auto-round #1837",
+        "blocks that read an earlier one's keys and values found none",
+        values_that_later_blocks_share,
+    ),
+    Report(
+        "vLLM PR #25455",
+        "a checkpoint gave no sign which layers are not quantized",
+        layers_that_are_not_quantized,
+    ),
+    Report(
+        "Brevitas #1229",
+        "no calibration window had the token that the tokenizer begins a text with",
+        windows_begin_as_a_text_does,
+    ),
 ]
 
 

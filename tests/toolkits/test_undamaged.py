@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import UserDict
+from types import MethodType
 
 import pytest
 import torch
@@ -252,6 +254,50 @@ def test_threads_do_not_mix_their_batches(blocks, inputs) -> None:
         thread.join()
     grams = sorted(float(half.gram.trace()) for half in pairs.halves)
     assert grams == pytest.approx(sorted(float(half.gram.trace()) for half in alone), rel=1e-5)
+
+
+class Sharing(nn.Module):
+    """A block whose attention writes values for later ones, or reads those of an earlier one."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.norm, self.attention, self.up = nn.LayerNorm(WIDTH), nn.Module(), nn.Linear(WIDTH, WIDTH)
+        if writes:
+            self.attention.value = nn.Linear(WIDTH, WIDTH)
+        self.attention.out = nn.Linear(WIDTH, WIDTH)
+        self.attention.forward = MethodType(attend, self.attention)
+
+    def forward(self, hidden: torch.Tensor, shared: UserDict) -> tuple[torch.Tensor]:
+        hidden = hidden + self.attention(self.norm(hidden), shared)
+        return (hidden + self.up(hidden),)
+
+
+def attend(attention: nn.Module, hidden: torch.Tensor, shared: UserDict) -> torch.Tensor:
+    if hasattr(attention, "value"):
+        shared["values"] = attention.value(hidden)
+    return attention.out(hidden * shared["values"])
+
+
+def test_blocks_read_what_earlier_ones_of_their_own_chain_have_written(inputs) -> None:
+    torch.manual_seed(0)
+    blocks = [Sharing(writes).requires_grad_(False) for writes in (True, False)]
+    clean, written, shared = inputs[0], UserDict(), UserDict()
+    for block in copy.deepcopy(blocks):
+        (clean,) = block(clean, written)
+    chain, damaged = UndamagedChain(), inputs[0]
+    for block in blocks:
+        linear = [name for name, layer in block.named_modules() if isinstance(layer, nn.Linear)]
+        # in the last pass the attention is not run again
+        for name in (*sorted(linear, key=lambda name: "value" not in name), None):
+            chain.open(block, [name] if name else [])
+            chain.run(0, (damaged,), {"shared": shared})
+            (returned,) = block(damaged, shared=shared)
+            chain.close()
+            if name:
+                damage(block.get_submodule(name))
+        damaged = returned
+    assert not torch.allclose(shared["values"], written["values"])
+    torch.testing.assert_close(chain.states[0], clean)
 
 
 class Toolkit:

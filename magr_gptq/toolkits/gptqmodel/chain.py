@@ -97,7 +97,7 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         hook, chain = original(self, name), _chain(self)
         if chain is None or self.shared_input_leader(name):
             return hook
-        pairs = self.tasks[name].magr_pairs = Pairs()
+        self.tasks[name].magr_pairs = Pairs()
 
         def pairing_hook(module: Any, inputs: Any, output: Any) -> None:
             with gram.of_batch() as made:
@@ -105,7 +105,8 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             kept = getattr(getattr(self, "_mask_tls", None), "value", None)
             # a padded layer's product is of more columns
             known = () if self.tasks[name]._tp_pad_cols else made
-            chain.pair(name, pairs, inputs[0], output, kept, *known)
+            # of the task, as the toolkit keeps a hook for longer than its layer's sums are needed
+            chain.pair(name, self.tasks[name].magr_pairs, inputs[0], output, kept, *known)
 
         return pairing_hook
 
