@@ -174,7 +174,7 @@ MUTATIONS = [
         "undamaged",
     ),
     Mutation("toolkits/pairs.py", "self._add(number % 2,", "self._add(0,", "undamaged"),
-    Mutation("toolkits/pairs.py", "self._add(1, Half", "self._add(0, Half", "undamaged"),
+    Mutation("toolkits/pairs.py", "self._add(part, Half", "self._add(0, Half", "undamaged"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
     Mutation(
         "toolkits/original.py",
@@ -612,6 +612,9 @@ def main() -> int:
         os.environ.update(PYTHONPATH=folder, PYTHONDONTWRITEBYTECODE="1")
         sys.dont_write_bytecode = True
         copy_into(copy)
+        # before the first of them has taken any time
+        for mutation in chosen:
+            broken((copy / "magr_gptq" / mutation.file).read_text(encoding="utf-8"), mutation)
         print("| file | broken | test that failed |\n|---|---|---|", flush=True)
         for mutation in chosen:
             if mutation not in caught:
@@ -686,13 +689,18 @@ def copy_into(folder: Path) -> None:
         raise RuntimeError(f"the tests would import {imported}, not the copy in {folder}")
 
 
+def broken(text: str, mutation: Mutation) -> str:
+    """A file's text with the mutation; RuntimeError where it has no place, or several."""
+    if text.count(mutation.old) != 1:
+        raise RuntimeError(f"{mutation.file} holds {text.count(mutation.old)} times: {mutation.old}")
+    return text.replace(mutation.old, mutation.new)
+
+
 def try_out(folder: Path, mutation: Mutation) -> str | None:
     """The first test to fail with the mutation, which is undone afterwards."""
     path = folder / "magr_gptq" / mutation.file
     text = path.read_text(encoding="utf-8")
-    if text.count(mutation.old) != 1:
-        raise RuntimeError(f"{mutation.file} holds {text.count(mutation.old)} times: {mutation.old}")
-    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    path.write_text(broken(text, mutation), encoding="utf-8")
     try:
         return first_failure(folder, mutation.tests, mutation.only)
     finally:
