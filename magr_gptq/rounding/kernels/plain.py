@@ -33,15 +33,18 @@ def plain_sweep_block_(
     Returns:
         δ of every weight, [rows, block].
     """
-    local, moves = residual.clone(), torch.zeros_like(residual)
+    # turned round, as a column is what is visited at a time
+    values, local, step, zeros = (part.mT.contiguous() for part in (found, residual, scale, zero))
+    moves = torch.zeros_like(local)
     for j, curvature in enumerate(hessian.diagonal().tolist()):
         if curvature <= 0:
             continue
-        code = ((found[:, j] + local[:, j] / curvature) / scale[:, j] + zero[:, j]).round_()
-        nearest = (code.clamp_(lowest, highest) - zero[:, j]) * scale[:, j]
-        move = nearest - found[:, j]
-        accepted = move * (move * curvature - 2 * local[:, j]) < 0
-        moves[:, j] = torch.where(accepted, move, 0)
-        found[:, j] = torch.where(accepted, nearest, found[:, j])
-        local.addr_(moves[:, j], hessian[j], alpha=-1)
-    return moves
+        code = ((values[j] + local[j] / curvature) / step[j]).add_(zeros[j]).round_()
+        nearest = code.clamp_(lowest, highest).sub_(zeros[j]).mul_(step[j])
+        move = nearest - values[j]
+        accepted = move * (move * curvature - 2 * local[j]) < 0
+        moves[j] = torch.where(accepted, move, 0)
+        values[j] = torch.where(accepted, nearest, values[j])
+        local[j + 1 :].addr_(hessian[j, j + 1 :], moves[j], alpha=-1)
+    found.copy_(values.mT)
+    return moves.mT
