@@ -20,7 +20,7 @@ from magr_score.perplexity import described
 from magr_score.windows import read_windows
 
 # of a window: two models' logits over all the vocabulary are held at a time
-WINDOW_TOKENS_AT_ONCE = 1024
+WINDOW_TOKENS_AT_ONCE = 2048
 # of those, log-probabilities in float32 are made of so many at a time
 POSITIONS_AT_ONCE = 512
 
