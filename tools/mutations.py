@@ -150,8 +150,27 @@ MUTATIONS = [
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
     Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
     Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),
-    Mutation("reduction/target.py", "second.documents > 1", "second.documents > 0", "target"),
-    Mutation("toolkits/pairs.py", "documents=0.5", "documents=1.0", "undamaged"),
+    Mutation("reduction/target.py", "second.whole > 0", "second.whole >= 0", "target"),
+    Mutation(
+        "reduction/target.py",
+        "rho = shrinkage_by_documents(halves)",
+        "rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)",
+        "target",
+    ),
+    Mutation(
+        "toolkits/layer_step.py",
+        "shrinkage_by_documents(given.halves)",
+        "shrinkage(given.hessian, tokens)",
+        "layer_step",
+    ),
+    Mutation("toolkits/pairs.py", "half.whole = int(whole)", "half.whole = 1", "undamaged"),
+    Mutation(
+        "rounding/kernels/plain.py",
+        "part.mT.clone(memory_format=torch.contiguous_format)",
+        "part.mT.contiguous()",
+        "refine",
+    ),
+    Mutation("toolkits/pairs.py", "whole=0", "whole=1", "undamaged"),
     Mutation("reduction/shrinkage.py", "diagonal.copy_(kept)", "pass", "shrinkage"),
     Mutation(
         "reduction/shrinkage.py", "_agreement(first, second) /", "_agreement(first, whole) /", "shrinkage"

@@ -91,7 +91,7 @@ class MagRConfig:
         if self.refine is not None and not (type(self.refine) is int and self.refine >= 0):
             raise ValueError(f"magr: refine={self.refine!r} must be a whole number of sweeps; 0 makes none")
         for name in ("mirror", "gain", "shrink", "reorder"):
-            if getattr(self, name) not in (None, True, False):
+            if not isinstance(getattr(self, name), bool | None):
                 raise ValueError(f"magr: {name}={getattr(self, name)!r} must be True or False")
         object.__setattr__(self, "search", _parse_search(self.search, self))
 

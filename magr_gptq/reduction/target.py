@@ -41,12 +41,12 @@ class Half:
 
     gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. lacking: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be
     all rounding. Where of_output it is E itself, Σ (W(x − x̂) + r − r̂)x̂ᵀ, [out, in], of a layer that writes
-    into the residual stream r. Both are float32. documents: how many these tokens are of; 0.5 is half of one.
+    into the residual stream r. Both are float32. whole: how many documents lie in this half alone.
     """
 
     gram: Tensor
     lacking: Tensor
-    documents: float = 1.0
+    whole: int = 1
     of_output: bool = False
 
     @classmethod
@@ -56,7 +56,7 @@ class Half:
         damaged: Tensor,
         lacking: Tensor,
         *,
-        documents: float = 1.0,
+        whole: int = 1,
         of_output: bool = False,
         gram: Tensor | None = None,
     ) -> Half:
@@ -65,18 +65,18 @@ class Half:
         Args:
             damaged: x̂, [tokens, in], any floating dtype.
             lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
-            documents: that these are the tokens of.
+            whole: 1 where these are all tokens of a document, 0 where some are in the other half.
             gram: Σ x̂x̂ᵀ, [in, in] float32, where it is known; it becomes the sum's own.
         """
         wide = damaged.float()
-        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, documents, of_output)
+        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, whole, of_output)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:
         """These sums and those, in place."""
         self.gram.add_(other.gram)
         self.lacking.add_(other.lacking)
-        self.documents += other.documents
+        self.whole += other.whole
         return self
 
     def to(self, device: torch.device) -> Half:
@@ -138,12 +138,13 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
 def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:
     """ρ, [] float64, from two halves; see `shrinkage_of_halves`.
 
-    The halves of a single document agree on what is the document's own, too. So what one of them says of the
-    other stands for what both say of other documents, and the share is that of half of the tokens.
+    Where every document lies in both halves, they agree on what is a document's own, too. So what one of
+    them says of the other stands for what both say of other documents, and the share is that of half of the
+    tokens.
     """
     first, second = halves
     rho = shrinkage_of_halves(first.gram, second.gram)
-    return rho if first.documents + second.documents > 1 else of_half(rho)
+    return rho if first.whole + second.whole > 0 else of_half(rho)
 
 
 def _strength(original: Tensor, halves: Sequence[Half], rho: Tensor) -> float:

@@ -47,16 +47,16 @@ class Pairs:
         # the first is cut in two, so that a single document makes two halves as well
         middle = len(damaged) // 2
         for part, tokens in enumerate((slice(middle), slice(middle, None))):
-            self._add(part, Half.of(damaged[tokens], lacking[tokens], documents=0.5, of_output=of_output))
+            self._add(part, Half.of(damaged[tokens], lacking[tokens], whole=0, of_output=of_output))
 
     def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
         """Replace all sums by those of several processes, which `reduce` sums up in place."""
         for number in sorted(self._halves):
             half = self._halves[number]
-            documents = half.gram.new_tensor(half.documents)
-            for sums in (half.gram, half.lacking, documents):
+            whole = half.gram.new_tensor(half.whole)
+            for sums in (half.gram, half.lacking, whole):
                 reduce(sums)
-            half.documents = float(documents)
+            half.whole = int(whole)
 
     def _add(self, half: int, some: Half) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """What blocks share beside the stream, such as the keys and values of Gemma 3n and 4.
 
-The model hands one mapping to all of its blocks; some write into it, later ones read. A toolkit keeps one for
-each batch, which its own blocks write into once they are quantized. So the unquantized chain has its own.
+The model hands one mapping to all of its blocks, by name. Some of them set its entries, later ones read them.
+A toolkit keeps one for each batch, which its own blocks write into once they are quantized. So the unquantized
+chain has its own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Shared:
         """A block's arguments for one run, with the chain's mappings in place of the toolkit's."""
         mappings = {name: copy.copy(arg) for name, arg in kwargs.items() if isinstance(arg, MutableMapping)}
         for name, mapping in mappings.items():
-            mapping.update(self._written.get((number, name), {}))
+            for key, value in self._written.get((number, name), {}).items():
+                mapping[key] = value
         yield {**kwargs, **mappings}
         for name, mapping in mappings.items():
             # a later pass need not run what has written before, so that it is kept from pass to pass

@@ -39,7 +39,7 @@ class UndamagedChain:
     `open` a pass over all batches through a block; `run` before the toolkit runs each; `pair` in the hooks by
     which it takes a layer's inputs; `close` after the pass.
 
-    states: what enters the next block, by the number of the batch. It is kept from block to block, as is what
+    states: what enters the next block, by the number of the batch; kept from block to block, as is what
         blocks share.
     """
 

@@ -151,6 +151,7 @@ BAD = [
     ({"refine": True}, "refine=True"),
     ({"gain": "yes"}, "gain='yes'"),
     ({"mirror": "left"}, "mirror='left'"),
+    ({"mirror": 0}, "mirror=0 must be True or False"),
     ({"rounding": "rtn"}, "rounding='rtn'"),
     ({"target": "block"}, r"target='block' is unknown; use one of \('model', 'layer'\)"),
     ({"search": []}, r"search=\[\]"),

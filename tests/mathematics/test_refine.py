@@ -10,6 +10,7 @@ from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.rounding.kernels.plain import plain_sweep_block_
 from magr_gptq.rounding.scales import unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
@@ -63,6 +64,16 @@ def test_more_sweeps_move_nothing_once_none_did() -> None:
     again = coordinate_descent(settled, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=1)
     assert torch.equal(again, settled)
     assert not torch.equal(settled, quantized)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_sweep_leaves_the_residual_as_it_is(rows: int) -> None:
+    weight, hessian, quantized, scale, zero = rounded(rows, 9, seed=3)
+    residual = (weight - quantized) @ hessian
+    before = residual.clone()
+    moves = plain_sweep_block_(quantized, residual, hessian, scale, zero, lowest=0, highest=3)
+    assert moves.any()
+    assert torch.equal(residual, before)
 
 
 def test_columns_without_input_do_not_move() -> None:

@@ -79,9 +79,15 @@ def test_of_one_document_the_share_is_that_of_half_of_its_tokens() -> None:
     parts = halves(first, second)
     rho = rho_of(first, second)
     assert float(shrinkage_by_documents(parts)) == pytest.approx(rho)
-    cut = [replace(part, documents=0.5) for part in parts]
+    cut = [replace(part, whole=0) for part in parts]
     assert float(shrinkage_by_documents(cut)) == pytest.approx(2 * rho / (1 + rho))
     assert float(shrinkage_by_documents([cut[0], parts[1]])) == pytest.approx(rho)
+
+
+def test_a_correction_by_one_document_is_shrunk_further() -> None:
+    parts = halves(*chains(tokens=100))
+    cut = [replace(part, whole=0) for part in parts]
+    assert 0 < target_of(weight_of(), parts).strength != target_of(weight_of(), cut).strength > 0
 
 
 def missing(weight: Tensor, part: Chains) -> Tensor:
@@ -264,7 +270,7 @@ def test_sums_of_batches_add_up() -> None:
     first, second = (part._replace(stream=random(60, ROWS, seed=9)) for part in chains(60))
     batches = [Chains(*(side[start : start + 20] for side in first)).half() for start in (0, 20, 40)]
     summed = batches[0].add_(batches[1]).add_(batches[2])
-    assert summed.documents == 3
+    assert summed.whole == 3
     found = target_of(weight_of(), (summed, second.half()))
     wanted = target_of(weight_of(), halves(first, second))
     torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-4, atol=1e-4)

@@ -75,6 +75,19 @@ def test_a_layer_is_done_in_its_own_order_of_columns() -> None:
     assert loss(one, found.weight) < 0.7 * loss(one, plain.weight)
 
 
+def test_the_hessian_of_one_document_is_shrunk_further() -> None:
+    draw = torch.Generator().manual_seed(0)
+    tokens = [torch.randn(100, COLUMNS, generator=draw) for _ in range(2)]
+
+    def share(whole: int) -> float:
+        done = quantize_layer(given(halves=[Half.of(x, 0 * x, whole=whole) for x in tokens]), to_nearest)
+        assert isinstance(done, Done)
+        assert done.shrinkage is not None
+        return done.shrinkage
+
+    assert share(0) == pytest.approx(2 * share(1) / (1 + share(1)))
+
+
 def test_the_sums_of_both_chains_are_gone_when_the_toolkit_rounds() -> None:
     draw = torch.Generator().manual_seed(0)
     tokens = [torch.randn(100, COLUMNS, generator=draw) for _ in range(4)]

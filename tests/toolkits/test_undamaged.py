@@ -104,7 +104,7 @@ def test_pairs_are_the_sums_of_both_chains_inputs(blocks, inputs) -> None:
     for found, (x, y) in zip(pairs["up"].halves, sides, strict=True):
         torch.testing.assert_close(found.gram.double(), y.T @ y, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(found.lacking.double(), (x - y).T @ y, rtol=1e-3, atol=1e-4)
-    assert [half.documents for half in pairs["up"].halves] == [1.5, 2.5]
+    assert [half.whole for half in pairs["up"].halves] == [1, 2]
 
 
 def test_a_writer_is_paired_with_what_its_output_and_the_stream_lack(blocks, inputs) -> None:
@@ -178,7 +178,32 @@ def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_non
     chain.pair("up", pairs, torch.ones(3, TOKENS, WIDTH), torch.ones(3, TOKENS, INNER), kept)
     counted = [half.gram[0, 0] for half in pairs.halves]
     assert counted == [TOKENS // 2 + TOKENS, TOKENS - TOKENS // 2 + 2]
-    assert [half.documents for half in pairs.halves] == [1.5, 1.5]
+    assert [half.whole for half in pairs.halves] == [1, 1]
+
+
+def test_several_processes_with_one_document_each_have_no_whole_one() -> None:
+    """Every rank cuts its first document in two, so that both halves hold a part of all."""
+    draw = torch.Generator().manual_seed(0)
+    documents = [torch.randn(TOKENS, WIDTH, generator=draw) for _ in range(4)]
+
+    def pairs_of(*numbered: torch.Tensor) -> Pairs:
+        pairs = Pairs()
+        for number, document in enumerate(numbered):
+            pairs.add(number, document, document)
+        return pairs
+
+    def summed(mine: Pairs, others: Pairs) -> list[int]:
+        sums = iter(
+            [x for half in others.halves for x in (half.gram, half.lacking, torch.tensor(half.whole))]
+        )
+        mine.sum_up(lambda total: total.add_(next(sums)))
+        return [half.whole for half in mine.halves]
+
+    mine = pairs_of(documents[0])
+    assert summed(mine, pairs_of(documents[1])) == [0, 0]
+    whole = sum(half.gram for half in mine.halves)
+    torch.testing.assert_close(whole, sum(document.T @ document for document in documents[:2]))
+    assert summed(pairs_of(*documents[:2]), pairs_of(*documents[2:])) == [0, 2]
 
 
 def test_the_first_block_is_not_damaged(blocks, inputs) -> None:

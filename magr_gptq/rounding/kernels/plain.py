@@ -34,7 +34,8 @@ def plain_sweep_block_(
         δ of every weight, [rows, block].
     """
     # turned round, as a column is what is visited at a time
-    values, local, step, zeros = (part.mT.contiguous() for part in (found, residual, scale, zero))
+    parts = (found, residual, scale, zero)
+    values, local, step, zeros = (part.mT.clone(memory_format=torch.contiguous_format) for part in parts)
     moves = torch.zeros_like(local)
     for j, curvature in enumerate(hessian.diagonal().tolist()):
         if curvature <= 0:
