@@ -1,8 +1,8 @@
 """What blocks share beside the stream, such as the keys and values of Gemma 3n and 4.
 
 The model hands one mapping to all of its blocks, by name. Some of them set its entries, later ones read them.
-A toolkit keeps one for each batch, which its own blocks write into once they are quantized. So the unquantized
-chain has its own.
+A toolkit keeps one for each batch, which its own blocks write into once they are quantized. So the
+unquantized chain has its own.
 """
 
 from __future__ import annotations
