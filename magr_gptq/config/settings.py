@@ -18,7 +18,7 @@ TARGETS = ("model", "layer")
 # chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
 # search the first, as the weakest is the safest
 STRENGTHS = (0.04, 0.1)
-# one-sided rows, which a mirror image would have covered, gain from a stronger penalty (eval/studies/mirror)
+# a third makes up for a part of what mirrored grids would have brought (eval/studies/mirror)
 STRENGTHS_WITHOUT_MIRROR = (*STRENGTHS, 0.2)
 # and β by bits, of which each group takes the best, on the grid and on its mirror image
 BETAS = {2: (1.0, 0.85, 0.7), 3: (1.0, 0.9, 0.8)}
