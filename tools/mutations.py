@@ -402,13 +402,7 @@ MUTATIONS = [
         "2538",
     ),
     Mutation("toolkits/undamaged.py", "run(number, args, own,", "run(number, args, kwargs,", "undamaged"),
-    Mutation(
-        "toolkits/shared.py",
-        "mapping.update(self._written.get((number, name), {}))",
-        "pass",
-        "public_reports",
-        "1837",
-    ),
+    Mutation("toolkits/shared.py", "mapping[key] = value", "pass", "public_reports", "1837"),
     Mutation(
         "toolkits/optimum/adapter.py",
         "self.name = names[id(self.module)]",
