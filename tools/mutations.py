@@ -61,8 +61,8 @@ MUTATIONS = [
     Mutation("reduction/prox.py", "not (mass < mass_before).any()", "not (mass < mass_before).all()", "prox"),
     Mutation("reduction/penalty.py", "3 * (2**bits - 1) ** 2", "3 * (2**bits) ** 2", "solver"),
     Mutation("reduction/penalty.py", "view.sum(-1) for view", "view.mean(-1) for view", "solver"),
-    Mutation("reduction/admm.py", "OVER_RELAXATION = 1.6", "OVER_RELAXATION = 2.4", "convergence"),
-    Mutation("reduction/admm.py", ".mul_((metric / splitting.metric)[..., None, :])", "", "convergence"),
+    Mutation("reduction/admm.py", "OVER_RELAXATION = 1.4", "OVER_RELAXATION = 2.4", "convergence"),
+    Mutation("reduction/admm.py", ".mul_((self.start / self.metric)[..., None, :])", "", "convergence"),
     Mutation(
         "reduction/admm.py",
         "factor.mul_(metric[..., None])",
@@ -126,6 +126,19 @@ MUTATIONS = [
     Mutation(
         "rounding/scales.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"
     ),
+    Mutation(
+        "rounding/scales.py",
+        "gram[:, group, group:] = gram[:, group:, group] =",
+        "gram[:, group, group:] =",
+        "scales",
+    ),
+    Mutation(
+        "reduction/kernels/plain.py",
+        "slice(start, start + chunk)",
+        "slice(start, start + chunk - 1)",
+        "kernels",
+    ),
+    Mutation("reduction/hessian.py", "product += 2 * (", "product += (", "numerics"),
     Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),

@@ -13,8 +13,8 @@ from magr_score.perplexity import perplexity
 # tokens of a window
 CONTEXT = 256
 WINDOWS_AT_ONCE = 8
-# a result's key for the perplexity on the other text
-ALSO = "perplexity_also"
+# a result's keys for the other text
+ALSO, DIVERGENCE_ALSO = "perplexity_also", "divergence_also"
 
 
 @torch.no_grad()

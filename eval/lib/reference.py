@@ -16,7 +16,8 @@ from eval.lib.baselines import (
 )
 from magr_gptq import MagRConfig
 from magr_gptq.config import Candidate
-from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.reduction.hessian import squared_norm
+from magr_gptq.rounding.choice import criterion
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 

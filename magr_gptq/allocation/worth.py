@@ -23,7 +23,7 @@ from magr_gptq.allocation.columns import round_columns
 from magr_gptq.config import Candidate, MagRConfig, Plan
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.groups import group_views
-from magr_gptq.reduction.hessian import shifted_cholesky
+from magr_gptq.reduction.hessian import shifted_cholesky, squared_norm
 from magr_gptq.reduction.penalty import DAMPING
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
@@ -145,6 +145,6 @@ def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[
     for layer, rows in ready:
         mine = rounded.rows(torch.arange(start, start + len(rows), device=weight.device))
         change = settle(layer, Kept.of(layer, mine)).rounded.weight - weight
-        found.append(torch.linalg.vecdot(change @ shared.hessian, change))
+        found.append(squared_norm(change, shared.hessian))
         start += len(rows)
     return found

@@ -12,81 +12,68 @@ from magr_gptq.reduction.hessian import ScaledHessian, shifted_cholesky
 from magr_gptq.reduction.kernels import update_
 from magr_gptq.reduction.penalty import LinfPenalty
 
-# all found by the gap to the float64 minimum on real layers: eval/studies/convergence.
-# A loose metric finds where the minimum is, a tight one settles there
-LOOSE, TIGHT = 0.05, 0.2
-EVEN = 0.1
-START = 0.3
+# all found by the gap to the float64 minimum on real layers: eval/studies/convergence
+BETWEEN = 0.1
+EVEN = 0.3
+START = 0.5
 LEAST = 1e-3
-OVER_RELAXATION = 1.6
-
-
-@dataclass(frozen=True)
-class Splitting:
-    """A metric R in which w and z are held together, and the product that solves for w.
-
-    metric: r, the diagonal of R, [..., columns], in the units of the Hessian.
-    product: R(H + R)⁻¹, [..., columns, columns].
-    """
-
-    metric: Tensor
-    product: Tensor
-
-    @classmethod
-    def of(cls, hessian: ScaledHessian, metric: Tensor) -> Splitting:
-        """One Cholesky, or more where H + R is indefinite: R is what it takes then."""
-        factor, metric = shifted_cholesky(hessian.copy, metric)
-        torch.cholesky_inverse(factor, out=factor)
-        return cls(metric, factor.mul_(metric[..., None]))
+OVER_RELAXATION = 1.4
 
 
 @dataclass(frozen=True)
 class Admm:
     """What ADMM needs to know of a Hessian, or of a batch; shared by all weights and penalties.
 
-    start: the metric of the first prox, [..., columns].
+    start: the metric of the first prox, the diagonal of a matrix, [..., columns].
+    metric: r, the diagonal of the metric R in which w and z are held together, [..., columns].
+    product: R(H + R)⁻¹, with which w is solved for, [..., columns, columns].
     """
 
     start: Tensor
-    loose: Splitting
-    tight: Splitting
+    metric: Tensor
+    product: Tensor
 
     @classmethod
     def of(cls, hessian: ScaledHessian, variances: Tensor) -> Admm:
-        """Metrics from the two costs of moving a column: H_ii alone, 1/Uᵢᵢ² once the others follow.
+        """A metric from the two costs of moving a column: H_ii alone, 1/Uᵢᵢ² once the others follow.
 
-            r = κ·√(H_ii/Uᵢᵢ²), at least 1e-3·mean(diag H), so that the condition of H + R is at most
-            1000·columns + 1; κ = 0.05 (loose) and 0.2 (tight)
+            r = 0.1·√(H_ii/Uᵢᵢ²), at least 1e-3·mean(diag H), so that the condition of H + R is at most
+            1000·columns + 1
 
         Args:
             variances: 1/Uᵢᵢ² of `conditional_variances`, [..., columns].
         """
         between = (hessian.diagonal * variances).sqrt()
-        least = LEAST * hessian.mean
-        loose, tight = (Splitting.of(hessian, torch.maximum(k * between, least)) for k in (LOOSE, TIGHT))
-        return cls(START * variances, loose, tight)
+        return cls._held_in(
+            torch.maximum(BETWEEN * between, LEAST * hessian.mean), hessian, START * variances
+        )
 
     @classmethod
     def even(cls, hessian: ScaledHessian) -> Admm:
-        """One metric for all columns, r = 0.1·mean(diag H).
+        """One metric for all columns, r = 0.3·mean(diag H), from the first prox on.
 
         For linear penalties, whose multipliers don't shrink with the weight: in a loose metric they
         would clip every row to 0 before the other columns can make up for it.
         """
-        splitting = Splitting.of(hessian, EVEN * hessian.mean.expand_as(hessian.diagonal))
-        return cls(splitting.metric, splitting, splitting)
+        return cls._held_in(EVEN * hessian.mean.expand_as(hessian.diagonal), hessian)
+
+    @classmethod
+    def _held_in(cls, metric: Tensor, hessian: ScaledHessian, start: Tensor | None = None) -> Admm:
+        """One Cholesky, or more where H + R is indefinite: R is what it takes then."""
+        factor, metric = shifted_cholesky(hessian.copy, metric)
+        torch.cholesky_inverse(factor, out=factor)
+        return cls(metric if start is None else start, metric, factor.mul_(metric[..., None]))
 
     def minimise(self, original: Tensor, penalty: LinfPenalty, iterations: int) -> Tensor:
         """Minimise ½(w − ŵ)H(w − ŵ)ᵀ + penalty(w) for every row ŵ of original [..., rows, columns].
 
-        Splits w = z with scaled dual u and over-relaxation 1.6, in the metric R:
+        Splits w = z with scaled dual u and over-relaxation 1.4, in the metric R:
 
-            w ← ŵ + (z − u − ŵ)R(H + R)⁻¹,  v ← 1.6w − 0.6z + u,  z ← prox_penalty(v) in R,  u ← v − z
+            w ← ŵ + (z − u − ŵ)R(H + R)⁻¹,  v ← 1.4w − 0.4z + u,  z ← prox_penalty(v) in R,  u ← v − z
 
         The first line is a correction to ŵ, which is kind to low-precision products. One product and
         one clip an iteration; z − u = 2z − v, so u is never stored. It starts from the minimum for a
-        diagonal Hessian, START·1/Uᵢᵢ²; half of the iterations are made in the loose metric, half in
-        the tight one. A change of metric keeps the multiplier R·u.
+        diagonal Hessian, in the metric START·1/Uᵢᵢ², whose multiplier R·u is kept.
 
         Returns:
             z, [..., rows, columns]: clipped, so its largest magnitudes are those that the penalty paid for.
@@ -97,14 +84,11 @@ class Admm:
             update_, v, z, original, target, penalty.weights,
             group_size=penalty.group_size, squared=penalty.squared,
         )  # fmt: skip
-        metric, levels = self.start, None
-        update(metric, relaxation=0.0, levels=levels)  # z ← prox(ŵ), v stays
-        for splitting, count in ((self.loose, iterations // 2), (self.tight, -(-iterations // 2))):
-            v.sub_(z).mul_((metric / splitting.metric)[..., None, :]).add_(z)
-            metric = splitting.metric
-            torch.sub(z, v, out=target).add_(z).sub_(original)
-            for _ in range(count):
-                # v ← 1.6w − 0.6z + (v − z) = v + 1.6(w − z); the update adds what is left of it
-                add_product_(target, splitting.product, alpha=OVER_RELAXATION)
-                levels = update(metric, relaxation=OVER_RELAXATION, levels=levels)
+        levels = update(self.start, relaxation=0.0, levels=None)  # z ← prox(ŵ), v stays
+        v.sub_(z).mul_((self.start / self.metric)[..., None, :]).add_(z)
+        torch.sub(z, v, out=target).add_(z).sub_(original)
+        for _ in range(iterations):
+            # v ← 1.4w − 0.4z + (v − z) = v + 1.4(w − z); the update adds what is left of it
+            add_product_(target, self.product, alpha=OVER_RELAXATION)
+            levels = update(self.metric, relaxation=OVER_RELAXATION, levels=levels)
         return z

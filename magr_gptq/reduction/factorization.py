@@ -17,7 +17,7 @@ class Factorization(NamedTuple):
 
     variances: 1/Uᵢᵢ² of `conditional_variances`, [..., columns]; first, where GPTQModel's cache looks
         for a tensor's device.
-    admm: the solver, with two products of [..., columns, columns].
+    admm: the solver, with a product of [..., columns, columns].
     """
 
     variances: Tensor
@@ -25,7 +25,7 @@ class Factorization(NamedTuple):
 
     @classmethod
     def of(cls, hessian: ScaledHessian) -> Factorization:
-        """Three Choleskys and two inverses."""
+        """Two Choleskys and one inverse."""
         variances = conditional_variances(hessian.copy())
         return cls(variances, Admm.of(hessian, variances))
 

@@ -14,7 +14,7 @@ from magr_gptq.reduction.admm import Admm
 from magr_gptq.reduction.descent import descent
 from magr_gptq.reduction.factorization import Factorization, Share
 from magr_gptq.reduction.groups import group_count
-from magr_gptq.reduction.hessian import ScaledHessian
+from magr_gptq.reduction.hessian import ScaledHessian, squared_norm
 from magr_gptq.reduction.penalty import LinfPenalty, derived_penalty, linear_penalty
 
 
@@ -74,7 +74,7 @@ class Poser:
         return Problem(
             hessian.unit * largest[..., 0, 0],
             torch.ones_like(hessian.unit),
-            lambda change: torch.linalg.vecdot(change @ scaled, change),
+            lambda change: squared_norm(change, scaled),
             penalty,
             lambda w: descent(w, scaled, penalty, count),
             count,

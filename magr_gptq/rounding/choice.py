@@ -5,13 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def squared_norm(rows: Tensor, hessian: Tensor) -> Tensor:
-    """‖w‖²_H = wHwᵀ of every row of [..., rows, columns]: [..., rows]."""
-    norms: Tensor = torch.linalg.vecdot(rows @ hessian, rows)
-    return norms
-
-
 # how many times extra the shrinkage counts; chosen by perplexity (eval/studies/choice)
 KAPPA = 3.0
 

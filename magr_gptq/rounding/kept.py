@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.reduction.hessian import squared_norm
+from magr_gptq.rounding.choice import criterion
 from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.rounded import Rounded
 

@@ -40,8 +40,7 @@ def fitted_factors(
 
 
 def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tensor:
-    parts = zip(torch.split(quantized, size, 1), torch.split(hessian, size), strict=True)
-    gram = torch.stack([_group_sums((part @ rows).mul_(quantized), size) for part, rows in parts], 1)
+    gram = _gram(quantized, hessian, size)
     slope = _group_sums(signal * quantized, size) - gram.sum(2)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # a group that is all zero, or that no input reached, stays as it is
@@ -51,6 +50,18 @@ def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tenso
     quadratic = torch.linalg.vecdot(change, (gram @ change[..., None])[..., 0])
     falls = quadratic < 2 * torch.linalg.vecdot(change, slope)  # what is not finite doesn't
     return torch.where(falls[:, None], 1 + change, 1.0)
+
+
+def _gram(quantized: Tensor, hessian: Tensor, size: int) -> Tensor:
+    """A of every row, [rows, groups, groups]; only the products of one triangle are made."""
+    rows, columns = quantized.shape
+    starts = range(0, columns, size)
+    gram = quantized.new_empty(rows, len(starts), len(starts))
+    for group, start in enumerate(starts):
+        here = slice(start, start + size)
+        product = (quantized[:, here] @ hessian[here, start:]).mul_(quantized[:, start:])
+        gram[:, group, group:] = gram[:, group:, group] = _group_sums(product, size)
+    return gram
 
 
 def _group_sums(values: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.config import Candidate
-from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.rounded import Rounded

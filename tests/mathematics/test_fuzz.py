@@ -13,7 +13,7 @@ from problems import weight_of
 from rounding import round_rows
 
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.rounding.choice import squared_norm
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.sweep import coordinate_descent
 
 pytestmark = pytest.mark.long

@@ -18,7 +18,7 @@ from problems import hessian_of, weight_of
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.reduction import kernels
 from magr_gptq.reduction.groups import group_count
-from magr_gptq.reduction.kernels import fusing
+from magr_gptq.reduction.kernels import fusing, plain
 from magr_gptq.reduction.kernels.plain import plain_update_
 from magr_gptq.rounding import kernels as rounding_kernels
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
@@ -126,6 +126,16 @@ def test_the_update_of_a_batch_is_that_of_its_layers(per_row: bool) -> None:
         of_layer = {k: x[layer] if torch.is_tensor(x) else x for k, x in given.items()}
         for name, alone in apply(plain_update_, of_layer).items():
             torch.testing.assert_close(whole[name][layer], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [(7,), (2, 7)])
+@pytest.mark.parametrize("per_row", [True, False])
+def test_rows_are_updated_alike_however_many_at_a_time(rows, per_row: bool, monkeypatch) -> None:
+    given = arguments("update", rows, 100, 32, True, True, True, per_row)
+    whole = apply(plain_update_, given)
+    monkeypatch.setattr(plain, "CHUNK_ELEMENTS", 3 * 100 * len(rows))
+    for name, parts in apply(plain_update_, given).items():
+        torch.testing.assert_close(parts, whole[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -9,7 +9,8 @@ from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig, reduce
-from magr_gptq.rounding.choice import KAPPA, squared_norm
+from magr_gptq.reduction.hessian import squared_norm
+from magr_gptq.rounding.choice import KAPPA
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded

@@ -15,10 +15,10 @@ from rounding import round_rows
 from magr_gptq import MagRConfig, reduce
 from magr_gptq.reduction import solver
 from magr_gptq.reduction.admm import Admm
-from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_cholesky
+from magr_gptq.reduction.hessian import ScaledHessian, normalise, shifted_cholesky, squared_norm
 from magr_gptq.reduction.penalty import LinfPenalty
 from magr_gptq.reduction.prox import threshold
-from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.rounding.choice import criterion
 from magr_gptq.toolkits.layer_step import Done
 from magr_gptq.toolkits.report import LayerReport, RunReport
 
@@ -227,6 +227,16 @@ def test_a_scaled_hessian_is_the_normalised_one(factor: float, dtype: torch.dtyp
     rows = torch.randn(3, COLUMNS, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(scaled.squared_norm_(rows.clone()), squared_norm(rows, wanted))
     assert torch.equal(given, factor * HESSIAN.to(dtype))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, COLUMNS])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_a_squared_norm_needs_one_triangle(columns: int, batch: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(columns)
+    rows = torch.randn(*batch, 4, columns, generator=generator, dtype=torch.float64)
+    x = torch.randn(*batch, 7, columns, generator=generator, dtype=torch.float64)
+    outputs = rows @ x.mT
+    torch.testing.assert_close(squared_norm(rows, x.mT @ x), outputs.square().sum(-1))
 
 
 def test_a_shift_grows_only_where_it_must() -> None:

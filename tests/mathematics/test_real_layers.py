@@ -18,8 +18,9 @@ from magr_gptq import MagRConfig, reduce
 from magr_gptq.app.text import random_windows
 from magr_gptq.config.settings import DEFAULT_ITERATIONS, STRENGTHS
 from magr_gptq.reduction import admm
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
-from magr_gptq.rounding.choice import KAPPA, criterion, squared_norm
+from magr_gptq.rounding.choice import KAPPA, criterion
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import unbiased_gain
 
@@ -67,18 +68,17 @@ def in_float64(weight, hessian, bits: int, strength: float | None) -> torch.Tens
         return weight
     variances = conditional_variances(hessian)
     penalty = derived_penalty(variances, bits, -1, strength)
-    metric, z = admm.START * variances, weight.clone()
-    penalty.prox_(z, metric)
+    start, z = admm.START * variances, weight.clone()
+    penalty.prox_(z, start)
     u = weight - z
     between, least = (hessian.diagonal() * variances).sqrt(), admm.LEAST * hessian.diagonal().mean()
-    for factor in (admm.LOOSE, admm.TIGHT):
-        before, metric = metric, torch.maximum(factor * between, least)
-        u, product = u * before / metric, torch.diag(metric) @ torch.linalg.inv(hessian + torch.diag(metric))
-        for _ in range(DEFAULT_ITERATIONS // 2):
-            w = weight + (z - u - weight) @ product
-            v = admm.OVER_RELAXATION * w - (admm.OVER_RELAXATION - 1) * z + u
-            penalty.prox_(z := v.clone(), metric)
-            u = v - z
+    metric = torch.maximum(admm.BETWEEN * between, least)
+    u, product = u * start / metric, torch.diag(metric) @ torch.linalg.inv(hessian + torch.diag(metric))
+    for _ in range(DEFAULT_ITERATIONS):
+        w = weight + (z - u - weight) @ product
+        v = admm.OVER_RELAXATION * w - (admm.OVER_RELAXATION - 1) * z + u
+        penalty.prox_(z := v.clone(), metric)
+        u = v - z
     return z
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
-from magr_gptq.rounding.choice import criterion, squared_norm
+from magr_gptq.reduction.hessian import squared_norm
+from magr_gptq.rounding.choice import criterion
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
 from magr_gptq.rounding.scales import unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_round, inverse_factor
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding import scales
-from magr_gptq.rounding.choice import squared_norm
 
 
 def rounded(rows: int, columns: int, group_size: int):

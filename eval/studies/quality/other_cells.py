@@ -31,9 +31,9 @@ def windows(cell: Cell, args: argparse.Namespace) -> list[list[int]]:
 
 def measure_all(methods: dict[str, Quantize], engine: str, description: str) -> None:
     """Measure every cell of the command line that has no result yet; `engine` loads the checkpoints."""
-    args = _arguments(description)
+    args = _arguments(description, list(methods))
     args.out.mkdir(parents=True, exist_ok=True)
-    for cell in cells(args.seeds, list(methods)):
+    for cell in cells(args.seeds, args.methods):
         # looked up now, not before: another run may share the folder
         if not path(args.out, cell.name).exists():
             write(args.out, cell.name, _measure(cell, methods[cell.method], engine, args))
@@ -48,7 +48,7 @@ def _measure(cell: Cell, quantize: Quantize, engine: str, args: argparse.Namespa
     return {**asdict(cell), **found, **record, "versions": versions}
 
 
-def _arguments(description: str) -> argparse.Namespace:
+def _arguments(description: str, methods: list[str]) -> argparse.Namespace:
     """The command line, as that of `run.py run`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -56,6 +56,7 @@ def _arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
     parser.add_argument("--also", type=Path, help="another text to score, of another domain")
     parser.add_argument("--rows", type=int, default=128, help="calibration rows of 256 tokens")
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--limit", type=int, default=256, help="scored windows of 256 tokens")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "quality.log"))

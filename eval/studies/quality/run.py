@@ -1,4 +1,4 @@
-r"""Perplexity of plain GPTQ, its peers, the paper's presets and ours, through the real GPTQModel.
+r"""Perplexity and divergence of plain GPTQ, its peers, the paper's presets and ours, by the real GPTQModel.
 
     python -m eval.studies.quality.run run MODEL --calibration FILE --evaluation FILE \
         --out eval/studies/quality/results/cells
@@ -9,8 +9,9 @@ The methods are those of settings.json. `run` quantizes, saves, and scores every
 process that never imports magr_gptq. Every cell (method, bits, group size, calibration seed) is a JSON file
 in `--out`; cells that have one are skipped, so a run can be resumed. `--also` scores another text, too.
 `table` prints mean ± standard deviation over the seeds, and the share of plain GPTQ's gap to the unquantized
-model that is closed, or the same of the other text (`table --also`); `seconds`, of cells that one run made,
-the time in the toolkit's quantize() as a multiple of plain GPTQ's.
+model that is closed, of the perplexity or of the divergence (`--divergence`), or the same of the other text
+(`--also`); `seconds`, of cells that one run made, the time in the toolkit's quantize() as a multiple of plain
+GPTQ's.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.lib.fidelity import ALSO, CONTEXT
+from eval.lib.fidelity import ALSO, CONTEXT, DIVERGENCE_ALSO
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
-from magr_gptq.app.scoring import score
+from magr_gptq.app.scoring import diverge, score
 
 GRIDS = ((3, -1), (2, -1), (3, 64), (2, 64))
 # by name, fields of `Job`
@@ -81,10 +82,27 @@ def measure(cell: Cell, worker: Worker, args: argparse.Namespace) -> dict[str, A
 
 
 def scored(folder: str, engine: str, log: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The perplexity of a model folder, on the other text, too, if there is one, and how it was measured."""
+    """Perplexity and divergence of a checkpoint, on the other text, too, and how measured."""
 
     def on(text: Path) -> dict[str, Any]:
-        return score(folder, text.resolve(), engine=engine, seqlen=CONTEXT, limit=args.limit, log=log)
+        return diverge(
+            str(args.model.resolve()), folder, text.resolve(), engine=engine, seqlen=CONTEXT,
+            limit=args.limit, log=log,
+        )  # fmt: skip
+
+    found = on(args.evaluation)
+    if not args.also:
+        return found
+    other = on(args.also)
+    return {**found, ALSO: other["perplexity"], DIVERGENCE_ALSO: other["divergence"]}
+
+
+def unquantized(log: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The perplexity of the model itself, on the other text, too, if there is one, and how measured."""
+
+    def on(text: Path) -> dict[str, Any]:
+        model = str(args.model.resolve())
+        return score(model, text.resolve(), engine="transformers", seqlen=CONTEXT, limit=args.limit, log=log)
 
     found = on(args.evaluation)
     return {**found, ALSO: on(args.also)["perplexity"]} if args.also else found
@@ -95,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     with Worker(args.log.resolve()) as worker:
         if not path(args.out, UNQUANTIZED).exists():
-            write(args.out, UNQUANTIZED, scored(str(args.model.resolve()), "transformers", worker.log, args))
+            write(args.out, UNQUANTIZED, unquantized(worker.log, args))
         for cell in cells(args.seeds, args.methods):
             # looked up now, not before: another run may share the folder
             if not path(args.out, cell.name).exists():
@@ -115,16 +133,17 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Print what was measured so far."""
-    key = ALSO if args.also else "perplexity"
-    unquantized = json.loads(path(args.out, UNQUANTIZED).read_text())[key]
+    quantity, digits = ("divergence", 4) if args.divergence else ("perplexity", 2)
+    key = quantity if not args.also else DIVERGENCE_ALSO if args.divergence else ALSO
+    least = 0.0 if args.divergence else json.loads(path(args.out, UNQUANTIZED).read_text())[key]
     found = [json.loads(file.read_text()) for file in sorted(args.out.glob("*-seed*.json"))]
-    print(f"unquantized {unquantized:.2f}\n")
-    print("| perplexity | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
+    print(f"unquantized {least:.2f}\n")
+    print(f"| {quantity} | " + " | ".join(heading(*grid).upper() for grid in GRIDS) + " |")
     print("|---|" + "---|" * len(GRIDS))
     for method in in_order(found):
         columns = [values(found, method, grid, key) for grid in GRIDS]
         plain = [values(found, "gptq", grid, key) for grid in GRIDS]
-        entries = [entry(c, p, unquantized) for c, p in zip(columns, plain, strict=True)]
+        entries = [entry(c, p, least, digits) for c, p in zip(columns, plain, strict=True)]
         print(f"| {method} | " + " | ".join(entries) + " |")
 
 
@@ -138,21 +157,21 @@ def in_order(found: list[dict[str, Any]]) -> list[str]:
 
 
 def values(found: list[dict[str, Any]], method: str, grid: tuple[int, int], key: str) -> list[float]:
-    """A cell's perplexities over the seeds."""
+    """A cell's numbers over the seeds."""
     cells = [r for r in found if r["method"] == method and (r["bits"], r["group_size"]) == grid]
     return [r[key] for r in cells if key in r]
 
 
-def entry(perplexities: list[float], plain: list[float], unquantized: float) -> str:
+def entry(measured: list[float], plain: list[float], least: float, digits: int) -> str:
     """mean ± standard deviation, and the share of plain GPTQ's gap that is closed."""
-    if not perplexities:
+    if not measured:
         return ""
-    mean = statistics.mean(perplexities)
-    spread = f" ± {statistics.stdev(perplexities):.2f}" if len(perplexities) > 1 else ""
-    if not plain or perplexities == plain:
-        return f"{mean:.2f}{spread}"
-    gap = statistics.mean(plain) - unquantized
-    return f"{mean:.2f}{spread}, {100 * (statistics.mean(plain) - mean) / gap:.0f} %"
+    mean = statistics.mean(measured)
+    spread = f" ± {statistics.stdev(measured):.{digits}f}" if len(measured) > 1 else ""
+    if not plain or measured == plain:
+        return f"{mean:.{digits}f}{spread}"
+    gap = statistics.mean(plain) - least
+    return f"{mean:.{digits}f}{spread}, {100 * (statistics.mean(plain) - mean) / gap:.0f} %"
 
 
 def seconds(args: argparse.Namespace) -> None:
@@ -187,6 +206,7 @@ def main() -> None:
     running.set_defaults(command=run)
     printing = commands.add_parser("table", help="print the results so far")
     printing.add_argument("--also", action="store_true", help="on the other text")
+    printing.add_argument("--divergence", action="store_true", help="from the unquantized model")
     printing.set_defaults(command=table)
     timing = commands.add_parser("seconds", help="print how long quantizing took")
     timing.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -22,12 +22,14 @@ from magr_gptq.config.settings import DEFAULT_ITERATIONS
 from magr_gptq.reduction.solver import CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS
 
 ITERATIONS = DEFAULT_ITERATIONS
-# of magr_gptq.reduction.admm and magr_gptq.reduction.penalty: the variances, and one for each of two metrics
-CHOLESKYS, INVERSES = 3, 2
+# of magr_gptq.reduction.penalty and magr_gptq.reduction.admm: the variances, and the solver's
+CHOLESKYS, INVERSES = 2, 1
+# a squared norm, by one triangle of blocks, as a share of a product
+NORM = 5 / 8
 # the default, in groups: two strengths, three candidates with the weight itself; products of the candidates'
-# errors, one and about a half of a sweep, two of two fits of scales, one of the target, one of the loss
+# errors, one and about a half of a sweep, one of two fits of scales, one of the target, and the loss
 STRENGTHS, CANDIDATES = 2, 3
-AROUND = CANDIDATES + 1.5 + 2 + 1 + 1
+AROUND = CANDIDATES * NORM + 1.5 + 1 + 1 + NORM
 # calibration: 128 rows of 2,048 tokens, each block run once for the Hessians and once for its output
 TOKENS = 128 * 2048
 FORWARDS = 2
@@ -66,12 +68,12 @@ def factorization(columns: int) -> float:
 
 
 def products(rows: int, columns: int) -> float:
-    """Flops: one product an iteration, one for the objective at the end."""
-    return 2 * (ITERATIONS + 1) * rows * columns**2
+    """Flops: one product an iteration, and the objective at the end."""
+    return 2 * (ITERATIONS + NORM) * rows * columns**2
 
 
 def default_products(rows: int, columns: int) -> float:
-    """Flops of the default in groups, all around the toolkit's rounding; per channel two products fewer."""
+    """Flops of the default in groups, all around the toolkit's rounding; per channel one product fewer."""
     return STRENGTHS * products(rows, columns) + 2 * AROUND * rows * columns**2
 
 
@@ -81,14 +83,17 @@ def gptq(rows: int, columns: int, candidates: int = 1) -> float:
 
 
 def peak_bytes(rows: int, columns: int, elements: int = CHUNK_ELEMENTS) -> float:
-    """Beyond float32 weight and Hessian: two products; four chunks and the finished rows, or two results."""
+    """Beyond float32 weight and Hessian: two copies of it, or one product and the rows.
+
+    Of the rows there are four chunks and those that are finished, or two results.
+    """
     size, chunk = rows * columns, min(rows * columns, elements)
-    return FLOAT * (2 * columns**2 + max(size + 3 * chunk, 2 * size))
+    return FLOAT * max(2 * columns**2, columns**2 + max(size + 3 * chunk, 2 * size))
 
 
 def peak_bytes_cuda(rows: int, columns: int) -> float:
-    """The same on CUDA, where chunks are larger, and torch inverts the second factor in a copy."""
-    return max(peak_bytes(rows, columns, DEVICE_CHUNK_ELEMENTS), FLOAT * 3 * columns**2)
+    """The same on CUDA, where chunks are larger; torch inverts in a copy, which makes no more than two."""
+    return peak_bytes(rows, columns, DEVICE_CHUNK_ELEMENTS)
 
 
 def work(inputs: list[Input]) -> dict[str, float]:

@@ -20,8 +20,6 @@ STEPS = 150
 PAPER, BREVITAS = "paper", "brevitas"
 OURS_PAPERS_PENALTY, OURS = "ours, the paper's penalty", "ours, default"
 # half of the iterations, after which the objective is below that of the paper's 150 steps by far
-HALF = 4
-OURS_HALF = f"ours, the paper's penalty, {HALF} iterations"
 BREVITAS_MISSING = (
     "brevitas is not installed, so it is left out; to compare with it: pip install 'brevitas==0.13.*'"
 )
@@ -116,6 +114,5 @@ def methods() -> dict[str, Method]:
     else:
         found[BREVITAS] = Method(brevitas, by_steps=True)
     found[OURS_PAPERS_PENALTY] = Method(ours(MagRConfig(alpha=ALPHA)), by_steps=False)
-    found[OURS_HALF] = Method(ours(MagRConfig(alpha=ALPHA, iterations=HALF)), by_steps=False)
     found[OURS] = Method(ours(MagRConfig()), by_steps=False, papers_penalty=False)
     return found

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.studies.solver.layers import CONDITION, SUITES, of_shape
-from eval.studies.solver.methods import BREVITAS, OURS, OURS_HALF, OURS_PAPERS_PENALTY, PAPER
+from eval.studies.solver.methods import BREVITAS, OURS, OURS_PAPERS_PENALTY, PAPER
 
-METHODS = (PAPER, BREVITAS, OURS_PAPERS_PENALTY, OURS_HALF, OURS)
+METHODS = (PAPER, BREVITAS, OURS_PAPERS_PENALTY, OURS)
 HEADER = ("layer", "method", "seconds", "x paper", "x brevitas", "MB", "of 4W+2H", "objective", "of paper's",
           "proxy loss", "of paper's")  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from magr_gptq.allocation.worth import rounding_error
 from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.reduction.penalty import conditional_variances
 from magr_gptq.reduction.solver import reduce
 
@@ -101,7 +102,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def output_energy(weight: Tensor, hessian: Tensor) -> float:
     """tr(W H Wᵀ), the sum of the layer's squared outputs."""
-    return float(torch.linalg.vecdot(weight @ hessian, weight).sum())
+    return float(squared_norm(weight, hessian).sum())
 
 
 def predicted_loss(

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from magr_gptq.reduction.groups import group_count
 from magr_gptq.reduction.penalty import LinfPenalty, clip
+
+# rows on a CPU are taken so many elements at a time: 512 KiB of each matrix stay in a core's cache
+CHUNK_ELEMENTS = 2**17
 
 
 def plain_update_(
@@ -38,8 +42,31 @@ def plain_update_(
     Returns:
         θ, [..., rows, groups].
     """
+    rows = v.shape[-2]
+    chunk = max(1, CHUNK_ELEMENTS * rows // v.numel()) if v.device.type == "cpu" else rows
+    weights = t.expand(*v.shape[:-1], group_count(v.shape[-1], group_size))
+    found = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    for start in range(0, rows, chunk):
+        some = (..., slice(start, start + chunk), slice(None))
+        found[some] = _update_rows_(
+            v[some], z[some], original[some], target[some], LinfPenalty(weights[some], group_size, squared),
+            metric, relaxation, None if levels is None else levels[some],
+        )  # fmt: skip
+    return found
+
+
+def _update_rows_(
+    v: Tensor,
+    z: Tensor,
+    original: Tensor,
+    target: Tensor,
+    penalty: LinfPenalty,
+    metric: Tensor | None,
+    relaxation: float,
+    levels: Tensor | None,
+) -> Tensor:
     v.add_(original, alpha=relaxation).sub_(z, alpha=relaxation)
-    found = LinfPenalty(t, group_size, squared).levels(torch.abs(v, out=target), metric, levels)
-    clip(v, found, group_size, out=z)
+    found = penalty.levels(torch.abs(v, out=target), metric, levels)
+    clip(v, found, penalty.group_size, out=z)
     torch.sub(z, v, out=target).add_(z).sub_(original)
     return found
