@@ -21,6 +21,11 @@ def group_views(matrix: Tensor, group_size: int) -> list[Tensor]:
     return views
 
 
+def largest_magnitude(values: Tensor) -> Tensor:
+    """max |v| along the last dimension, without a copy of |v|."""
+    return torch.maximum(values.amax(-1), values.amin(-1).neg_())
+
+
 def group_count(columns: int, group_size: int) -> int:
     """How many groups a row of this many columns has."""
     return 1 if group_size == -1 else -(-columns // group_size)

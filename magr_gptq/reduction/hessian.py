@@ -72,12 +72,12 @@ class ScaledHessian:
 
     def copy(self) -> Tensor:
         """The matrix in new memory, column by column: LAPACK's layout, so it can be factored in place."""
-        turned = self._given.mT
         if self._order is None:
-            turned = turned.clone(memory_format=torch.contiguous_format)
+            rows = self._given.clone(memory_format=torch.contiguous_format)
         else:
-            turned = _permuted(turned, self._order)
-        return turned.mul_(self._first).mul_(self._second).mT
+            rows = _permuted(self._given, self._order)
+        # its columns are its rows, as it is symmetric
+        return rows.mul_(self._first).mul_(self._second).mT
 
     def squared_norm_(self, rows: Tensor) -> Tensor:
         """wHwᵀ of every row of [..., rows, columns]: [..., rows]. The rows are overwritten."""

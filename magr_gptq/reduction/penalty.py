@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from magr_gptq.reduction.groups import group_views
+from magr_gptq.reduction.groups import group_views, largest_magnitude
 from magr_gptq.reduction.hessian import diagonal_of, shifted_cholesky
 from magr_gptq.reduction.prox import threshold
 
@@ -28,7 +28,7 @@ class LinfPenalty:
     def value(self, weight: Tensor) -> Tensor:
         """The penalty of every row of weight [..., rows, columns]: [..., rows]."""
         largest: Tensor = torch.cat(
-            [view.abs().amax(-1) for view in group_views(weight, self.group_size)], dim=-1
+            [largest_magnitude(view) for view in group_views(weight, self.group_size)], dim=-1
         )
         return ((0.5 * largest.square() if self.squared else largest) * self.weights).sum(-1)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from magr_gptq.config import MagRConfig, Penalty, Plan
 from magr_gptq.reduction.arguments import check_arguments, check_values
 from magr_gptq.reduction.factorization import Share
+from magr_gptq.reduction.groups import largest_magnitude
 from magr_gptq.reduction.hessian import ScaledHessian, diagonal_of
 from magr_gptq.reduction.problem import Poser, Problem
 
@@ -209,20 +210,20 @@ def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
     change = problem.error_norm_(found - original)
     after = 0.5 * change + problem.penalty.value(found)
     improved = after <= before  # what is not finite has an objective of NaN
-    weight = torch.where(improved[..., None], found, original)
+    found[~improved] = original[~improved]
     unit = problem.objective_unit[..., None]
     return Reduction(
-        weight=weight,
+        weight=found,
         iterations=problem.iterations,
         objective_before=(unit * before).float(),
         objective_after=(unit * torch.where(improved, after, before)).float(),
         squared_change=problem.unit[..., None] * torch.where(improved, change, 0),
-        largest_before=original.abs().amax(-1),
-        largest_after=weight.abs().amax(-1),
+        largest_before=largest_magnitude(original),
+        largest_after=largest_magnitude(found),
         unimproved=int((~improved).sum()),
     )
 
 
 def _unchanged(original: Tensor) -> Reduction:
-    nothing, largest = original.new_zeros(original.shape[:-1]), original.abs().amax(-1)
+    nothing, largest = original.new_zeros(original.shape[:-1]), largest_magnitude(original)
     return Reduction(original.clone(), 0, nothing, nothing, nothing.double(), largest, largest)

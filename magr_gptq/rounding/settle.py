@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.config import Candidate
+from magr_gptq.reduction.groups import largest_magnitude
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer
@@ -68,7 +69,7 @@ def settle(layer: Layer, kept: Kept) -> Settled:
         rounded=best,
         picked=kept.picked,
         beta=_mean_beta([layer.plan.candidates[candidate] for candidate in kept.picked.tolist()]),
-        largest_before=float(target.abs().amax(1).mean()),
+        largest_before=float(largest_magnitude(target).mean()),
         largest_after=float(kept.largest.mean()),
         squared_error=layer.unit * error,
         loss=error / energy,
