@@ -45,9 +45,10 @@ def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tenso
     diagonal = gram.diagonal(dim1=1, dim2=2)
     # a group that is all zero, or that no input reached, stays as it is
     ridge = torch.where(diagonal > 0, RIDGE * diagonal, 1.0)
-    change, _ = torch.linalg.solve_ex(gram + ridge.diag_embed(), slope)
+    diagonal.add_(ridge)  # in the Gram matrices themselves: a copy is most of their cost
+    change, _ = torch.linalg.solve_ex(gram, slope)
     change = change * _within_bounds(change)
-    quadratic = torch.linalg.vecdot(change, (gram @ change[..., None])[..., 0])
+    quadratic = torch.linalg.vecdot(change, (gram @ change[..., None])[..., 0] - ridge * change)
     falls = quadratic < 2 * torch.linalg.vecdot(change, slope)  # what is not finite doesn't
     return torch.where(falls[:, None], 1 + change, 1.0)
 
