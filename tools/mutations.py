@@ -109,7 +109,10 @@ MUTATIONS = [
     Mutation("reduction/hessian.py", "10 * shift, shift)", "10 * shift, 10 * shift)", "numerics"),
     Mutation("reduction/hessian.py", "half - exponent", "half", "numerics"),
     Mutation(
-        "reduction/hessian.py", "turned = _permuted(turned, self._order)", "turned = turned.clone()", "solver"
+        "reduction/hessian.py",
+        "rows = _permuted(self._given, self._order)",
+        "rows = self._given.clone()",
+        "solver",
     ),
     Mutation("rounding/kept.py", ".min(0)", ".max(0)", "layer"),
     Mutation("rounding/choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
