@@ -16,7 +16,7 @@ SPREAD = torch.logspace(-0.7, 0.7, COLUMNS)
 HESSIAN = hessian_of(COLUMNS) * SPREAD * SPREAD[:, None]
 
 
-LIMITS = [(-1, None, 0.02), (12, None, 0.06), (-1, 40, 1e-6), (12, 40, 1e-6)]
+LIMITS = [(-1, None, 0.005), (12, None, 0.02), (-1, 40, 1e-6), (12, 40, 1e-6)]
 
 
 def share_left(group_size: int, iterations: int | None) -> float:
