@@ -141,7 +141,12 @@ MUTATIONS = [
         "slice(start, start + chunk - 1)",
         "kernels",
     ),
-    Mutation("reduction/hessian.py", "product += 2 * (", "product += (", "numerics"),
+    Mutation(
+        "reduction/hessian.py",
+        "product += (rows[..., after] @ hessian[..., after, here]).mul_(2)",
+        "pass",
+        "numerics",
+    ),
     Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),

@@ -48,7 +48,8 @@ def squared_norm(rows: Tensor, hessian: Tensor) -> Tensor:
         here, after = slice(start, start + size), slice(start + size, columns)
         block = rows[..., here]
         product = block @ hessian[..., here, here]
-        product += 2 * (rows[..., after] @ hessian[..., after, here])
+        if start + size < columns:
+            product += (rows[..., after] @ hessian[..., after, here]).mul_(2)
         norms += torch.linalg.vecdot(product, block)
     return norms
 
@@ -76,7 +77,7 @@ class ScaledHessian:
             rows = self._given.clone(memory_format=torch.contiguous_format)
         else:
             rows = _permuted(self._given, self._order)
-        # its columns are its rows, as it is symmetric
+        # its rows serve as its columns, as it is symmetric
         return rows.mul_(self._first).mul_(self._second).mT
 
     def squared_norm_(self, rows: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def _newton_step(
 
 def _weigh_(values: Tensor, metric: Tensor | None) -> Tensor:
     """Σᵢ mᵢvᵢ, [..., 1]; the values are overwritten, as einsum would turn a copy of them round."""
-    if metric is not None and metric.numel() == metric.shape[-1]:
+    if metric is not None and metric.numel() == values.shape[-1] == metric.shape[-1]:
+        # one metric for all: a product reads the values once
         return (values @ metric.flatten())[..., None]
     return (values if metric is None else values.mul_(metric)).sum(-1, keepdim=True)
 

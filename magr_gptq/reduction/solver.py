@@ -210,7 +210,7 @@ def _reduce_chunk(original: Tensor, problem: Problem) -> Reduction:
     change = problem.error_norm_(found - original)
     after = 0.5 * change + problem.penalty.value(found)
     improved = after <= before  # what is not finite has an objective of NaN
-    found[~improved] = original[~improved]
+    torch.where(improved[..., None], found, original, out=found)
     unit = problem.objective_unit[..., None]
     return Reduction(
         weight=found,

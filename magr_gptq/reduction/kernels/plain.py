@@ -8,7 +8,7 @@ from torch import Tensor
 from magr_gptq.reduction.groups import group_count
 from magr_gptq.reduction.penalty import LinfPenalty, clip
 
-# rows on a CPU are taken so many elements at a time: 512 KiB of each matrix stay in a core's cache
+# rows on a CPU are taken so many elements a thread at a time: 512 KiB of each matrix stay in a core's cache
 CHUNK_ELEMENTS = 2**17
 
 
@@ -43,7 +43,8 @@ def plain_update_(
         θ, [..., rows, groups].
     """
     rows = v.shape[-2]
-    chunk = max(1, CHUNK_ELEMENTS * rows // v.numel()) if v.device.type == "cpu" else rows
+    elements = CHUNK_ELEMENTS * torch.get_num_threads() if v.device.type == "cpu" else v.numel()
+    chunk = max(1, elements * rows // v.numel())
     weights = t.expand(*v.shape[:-1], group_count(v.shape[-1], group_size))
     found = torch.empty_like(weights, memory_format=torch.contiguous_format)
     for start in range(0, rows, chunk):
