@@ -163,7 +163,7 @@ def main() -> None:
     running.add_argument("model", type=Path)
     running.add_argument("--calibration", type=Path, required=True, help="text file")
     running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
-    running.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4], help="uniform widths")
+    running.add_argument("--bits", type=int, nargs="*", default=[2, 3, 4], help="uniform widths")
     running.add_argument("--avg-bits", type=float, nargs="*", default=[2.5, 3.0, 2.25, 3.5])
     running.add_argument("--widths", type=Path, help="of `autoscheme`")
     running.add_argument("--group-size", type=int, default=-1)
