@@ -147,6 +147,9 @@ MUTATIONS = [
         "pass",
         "numerics",
     ),
+    Mutation(
+        "app/planning/survey.py", "share * reached[:, -1:]", "share.sqrt() * reached[:, -1:]", "bits", "drawn"
+    ),
     Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),

@@ -30,7 +30,7 @@ from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.settle import settle
 
 # of a layer, which speak for all
-SAMPLED_ROWS = 64
+SAMPLED_ROWS = 32
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from magr_gptq.app.planning.sizes import LAYOUTS
 from magr_gptq.app.planning.survey import (
     LEFT_OF_ATTENTION,
     curvatures,
+    drawn_labels,
     layers_to_plan,
     survey,
 )
@@ -255,11 +256,20 @@ def test_curvatures_are_mean_squared_gradients_of_sampled_labels(model: Path) ->
         handle = layers[name].register_forward_hook(lambda _m, _i, out, added=added: out + added)
         logits = loaded(input_ids=batch).logits.flatten(0, 1)
         handle.remove()
-        generator = torch.Generator().manual_seed(0)
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+        labels = drawn_labels(logits.detach().softmax(-1))
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
         expected += added.grad.double().square().sum((0, 1))
     torch.testing.assert_close(found.double(), expected / rows.numel(), rtol=1e-4, atol=0.0)
+
+
+def test_labels_are_drawn_as_often_as_they_are_expected() -> None:
+    probabilities = torch.tensor([0.0, 0.5, 0.125, 0.375, 0.0])
+    rows = 40_000
+    counts = drawn_labels(probabilities.repeat(rows, 1)).bincount(minlength=5)
+    assert counts[0] == counts[4] == 0
+    # five standard deviations
+    deviation = (probabilities * (1 - probabilities) / rows).sqrt()
+    assert ((counts / rows - probabilities).abs() <= 5 * deviation).all()
 
 
 def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) -> None:

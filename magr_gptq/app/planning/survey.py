@@ -151,11 +151,21 @@ def _watch(sums: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any,
 @torch.enable_grad()
 def _backward(model: PreTrainedModel, rows: Tensor) -> None:
     logits = model(input_ids=rows, use_cache=False).logits.flatten(0, 1).float()
-    generator = torch.Generator(logits.device).manual_seed(LABEL_SEED)
-    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)[:, 0]
+    labels = drawn_labels(logits.detach().softmax(-1))
     # a token's own loss, not the mean: g is of one prediction
     loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
     loss.backward()  # type: ignore[no-untyped-call]
+
+
+def drawn_labels(probabilities: Tensor) -> Tensor:
+    """One label of each row of [rows, labels], by inverting its distribution: multinomial is slow."""
+    generator = torch.Generator(probabilities.device).manual_seed(LABEL_SEED)
+    reached = probabilities.cumsum_(-1)
+    share = torch.rand(len(reached), 1, generator=generator, device=reached.device)
+    # not the next float above a sum that rounding has left below 1
+    return torch.searchsorted(reached, share * reached[:, -1:], right=True).clamp_max_(reached.shape[1] - 1)[
+        :, 0
+    ]
 
 
 def _divergences(
