@@ -470,8 +470,10 @@ def test_rounding_to_nearest_carries_nothing_over(switched_on) -> None:
     magr = {"rounding": "nearest", "search": False, "gain": False, "shrink": False}
     found, scale, *_ = run_layer(weight, hessian, group_size=-1, magr=magr)
     reduced = magr_gptq.reduce(weight, hessian, bits=2).weight
-    nearest = (reduced / scale).round().clamp(-2, 1) * scale
-    torch.testing.assert_close(found, nearest)
+    codes, wanted = found / scale, (reduced / scale).clamp(-2, 1)
+    torch.testing.assert_close(codes, codes.round())
+    # the road's order of columns rounds otherwise in the last bits, so that a tie may go either way
+    assert ((codes - wanted).abs() <= 0.5 + 1e-4).all()
 
 
 @pytest.mark.parametrize("method", [{"gptaq": {"alpha": 0.25}}, {"foem": {"alpha": 0.25, "beta": 0.2}}])
