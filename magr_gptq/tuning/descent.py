@@ -28,5 +28,6 @@ def descent(offsets: Iterable[Tensor], steps: int, divergence: float) -> tuple[A
         offsets: θ of `stored.moved`, leaves that require gradients. steps: in all, at least 1.
         divergence: before the first step, in nats a token.
     """
-    adam = Adam(offsets, lr=RATE * math.sqrt(divergence), betas=BETAS, eps=EPSILON)
+    # rounding may leave less than nothing of a divergence that is none
+    adam = Adam(offsets, lr=RATE * math.sqrt(max(divergence, 0.0)), betas=BETAS, eps=EPSILON)
     return adam, CosineAnnealingLR(adam, steps)

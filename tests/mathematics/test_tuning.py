@@ -90,6 +90,11 @@ def test_without_a_step_nothing_moves() -> None:
     assert torch.equal(moved(base, base, torch.zeros(4), torch.float16), base.half().float())
 
 
+def test_nothing_moves_where_rounding_leaves_less_than_no_divergence() -> None:
+    adam, _ = descent([torch.zeros(3, requires_grad=True)], 10, -4e-12)
+    assert adam.param_groups[0]["lr"] == 0
+
+
 def test_the_rate_falls_to_nothing() -> None:
     offset = torch.zeros(1, requires_grad=True)
     adam, schedule = descent([offset], 10, 0.04)

@@ -24,7 +24,7 @@ pytest.importorskip("auto_gptq")
 from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
 from auto_gptq.modeling import BaseGPTQForCausalLM, _base
 from auto_gptq.quantization import gptq
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, modeling_utils
 
 from magr_gptq.toolkits import quantizer
 from magr_gptq.toolkits.autogptq import adapter
@@ -36,10 +36,11 @@ LLAMA_LAYERS = 7
 
 @pytest.fixture(scope="module", autouse=True)
 def _initialisers():
-    # AutoGPTQ's loader replaces them by no-ops for the whole process
+    # AutoGPTQ's loaders replace or switch them off for the whole process
     with pytest.MonkeyPatch.context() as patch:
         for name in ("kaiming_uniform_", "uniform_", "normal_"):
             patch.setattr(torch.nn.init, name, getattr(torch.nn.init, name))
+        patch.setattr(modeling_utils, "_init_weights", True)
         yield
 
 
