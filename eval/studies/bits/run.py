@@ -79,18 +79,18 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure(cell: Cell, given: Widths, worker: Worker, args: argparse.Namespace) -> None:
-    """Plan, quantize, score elsewhere, and write the cell; the seed's survey is kept for its other cells."""
+    """Plan, quantize, score elsewhere, and write the cell; a survey is kept for the seed's other cells."""
     job = Job(
         model=str(args.model.resolve()), out="", calibration=str(args.calibration.resolve()),
         group_size=args.group_size, samples=args.samples, seqlen=args.seqlen, seed=cell.seed,
     )  # fmt: skip
-    kept = args.out / f"survey-seed{cell.seed}.json"
+    # not among the results: it names the folders of this machine
+    kept = args.log.with_name(f"bits-{args.model.name}-seed{cell.seed}.json")
     start = time.perf_counter()
     found = survey_of(job, BITS, worker.log, lambda _: None, kept)
     plan = plan_of(cell, found, given, args.group_size)
     planning = time.perf_counter() - start
-    if not kept.exists():
-        kept.write_text(plan.to_json())
+    kept.write_text(plan.to_json())
     score = divergences(
         {cell.name: with_plan(job, plan)}, args.evaluation.resolve(), worker, seqlen=args.seqlen,
         limit=args.limit,
