@@ -14,7 +14,7 @@ found by rounding a sample of rows, as rows are rounded one by one, and foreseen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.settle import settle
 
 # of a layer, which speak for all
-SAMPLED_ROWS = 32
+SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,10 @@ def divergences(
 
 
 def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
-    """Without sweeps, which take the same share of the error at all widths, and a quarter of the time."""
     plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
     if config is None:
         return plain.resolve(bits, group_size).only(Candidate.PLAIN)
-    return replace(config, refine=0).resolve(bits, group_size)
+    return config.resolve(bits, group_size)
 
 
 def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[Tensor]:

@@ -31,8 +31,6 @@ from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 LEFT_OF_ATTENTION = 0.55
 # a token's label is drawn from the model's own prediction
 LABEL_SEED = 0
-# every second batch serves for gradients, whose passes cost most: layers keep their order (eval/studies/bits)
-GRADIENT_STRIDE = 2
 
 
 def survey(
@@ -56,13 +54,13 @@ def survey(
     """
     layers = layers_to_plan(model, engine)
     turns = list(in_turns(layers))
-    steps, differentiated = iter(range(1, 10**9)), batches[::GRADIENT_STRIDE]
-    total = 2 * len(differentiated) + len(turns) * len(batches) + len(layers)
+    steps = iter(range(1, 10**9))
+    total = (2 + len(turns)) * len(batches) + len(layers)
 
     def step() -> None:
         advance(next(steps), total)
 
-    curvature = curvatures(model, layers, differentiated, step)
+    curvature = curvatures(model, layers, batches, step)
     costs = {}
     for turn in turns:
         for name, found in _divergences(model, turn, batches, curvature, widths, config, step):
@@ -162,10 +160,8 @@ def drawn_labels(probabilities: Tensor) -> Tensor:
     generator = torch.Generator(probabilities.device).manual_seed(LABEL_SEED)
     reached = probabilities.cumsum_(-1)
     share = torch.rand(len(reached), 1, generator=generator, device=reached.device)
-    # not the next float above a sum that rounding has left below 1
-    return torch.searchsorted(reached, share * reached[:, -1:], right=True).clamp_max_(reached.shape[1] - 1)[
-        :, 0
-    ]
+    found = torch.searchsorted(reached, share * reached[:, -1:], right=True)[:, 0]
+    return found.clamp_max_(reached.shape[1] - 1)  # the product may be rounded up to the whole sum
 
 
 def _divergences(
