@@ -106,6 +106,7 @@ def test_ranks_sum_up_both_chains(runs) -> None:
     for name, (shrinkage, correction) in shares[0].items():
         assert shares[1][name][0] == pytest.approx(shrinkage, rel=0.3)
         differences.append(abs(shares[1][name][1] - correction))
-    # on so few documents a single layer's share may differ by a third
+    # on so few documents a single layer differs by more than layers do on average
     assert statistics.fmean(differences) < 0.12
+    assert max(differences) < 0.35
     assert max(correction for _, correction in shares[0].values()) > 0.2
