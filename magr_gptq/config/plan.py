@@ -51,7 +51,7 @@ class Plan:
     bits: of the grid, 2 to 8.
     group_size: consecutive columns that share a scale; −1 is the whole row.
     order: [in], the order of columns in which groups are formed and columns are rounded; None is theirs.
-    candidates: what every row is quantized under; `Candidate.PLAIN` first, where a row may choose.
+    candidates: what every row is quantized under; `Candidate.PLAIN` first, where it is one of them.
     proximal: solve by the paper's proximal gradient descent; else by ADMM.
     iterations: of the solver.
     nearest: round to nearest, without spreading a column's error over the later ones.

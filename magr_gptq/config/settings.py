@@ -15,8 +15,8 @@ PRESETS = ("default", "paper")
 ROUNDINGS = ("gptq", "nearest")
 TARGETS = ("model", "layer")
 
-# chosen by perplexity (eval/studies/choice): c, of which each row takes the best, or plain GPTQ; without a
-# search the first, as the weakest is the safest
+# chosen by perplexity (eval/studies/choice): c, of which each row takes the best; without a search the first,
+# as the weakest is the safest. None is above 1/(1 + κ), so that plain GPTQ is never expected to be better
 STRENGTHS = (0.04, 0.1)
 # a third makes up for a part of what mirrored grids would have brought (eval/studies/mirror)
 STRENGTHS_WITHOUT_MIRROR = (*STRENGTHS, 0.2)
@@ -31,9 +31,9 @@ PAPER_ITERATIONS = 150
 class MagRConfig:
     """What `magr=` means; a field left at None follows from the preset, the bits and the group size.
 
-    A row is quantized under several strengths, plain GPTQ among them, and keeps the best; each of its groups
-    takes the best of several factors on its step, and a grid or its mirror image, whose step is negative.
-    A strength, alpha or beta that is given is the only one tried.
+    A row is quantized under two strengths and keeps the better one; each of its groups takes the best of
+    several factors on its step, and a grid or its mirror image, whose step is negative. A strength, alpha or
+    beta that is given is the only one tried, a strength or alpha beside plain GPTQ.
 
     preset: "default" is the penalty ½γ‖w‖∞² derived from bits and Hessian, solved by ADMM;
         "paper" is α‖w‖∞ solved by proximal gradient descent (arXiv 2406.00800).
@@ -44,7 +44,8 @@ class MagRConfig:
         have a choice of factors; False keeps that choice, and every scale positive.
     iterations: of the preset's solver.
     search: False quantizes every row under one strength, without the choice; a list of pairs
-        (strength, beta) is tried instead of the default ones. Off in preset "paper" unless given.
+        (strength, beta) is tried instead of the default ones, beside plain GPTQ. Off in preset "paper" unless
+        given.
     refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30). One
         unless given, none in preset "paper" and with rounding "nearest".
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
@@ -188,10 +189,10 @@ class MagRConfig:
         penalty = self.penalty(group_size)
         if not (self.preset == "default" if self.search is None else self.search):
             return (Candidate(penalty, factors),)
-        given = self.strength is not None or isinstance(penalty, Linear)
+        if self.strength is not None or isinstance(penalty, Linear):
+            return (Candidate.PLAIN, Candidate(penalty, factors))
         strengths = STRENGTHS_WITHOUT_MIRROR if self.mirror is False else STRENGTHS
-        penalties = (penalty,) if given else tuple(map(Derived, strengths))
-        return (Candidate.PLAIN, *(Candidate(penalty, factors) for penalty in penalties))
+        return tuple(Candidate(Derived(strength), factors) for strength in strengths)
 
     def _signed(self, betas: tuple[float, ...]) -> tuple[float, ...]:
         """The factors of the grids, those of their mirror images last."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from magr_gptq.reduction.target import Half
@@ -33,21 +34,36 @@ class Pairs:
 
     def add(
         self,
-        number: int,
+        first: int,
         damaged: Tensor,
         lacking: Tensor,
         *,
+        kept: Tensor | None = None,
         of_output: bool = False,
         gram: Tensor | None = None,
     ) -> None:
-        """Count a document of this number in: what `Half.of` takes."""
-        if number:
-            self._add(number % 2, Half.of(damaged, lacking, of_output=of_output, gram=gram))
-            return
-        # the first is cut in two, so that a single document makes two halves as well
-        middle = len(damaged) // 2
-        for part, tokens in enumerate((slice(middle), slice(middle, None))):
-            self._add(part, Half.of(damaged[tokens], lacking[tokens], whole=0, of_output=of_output))
+        """Count documents in, of which every second one belongs to one half.
+
+        Args:
+            first: the number of the first of them. That of number 0 is cut in two, so that a single document
+                makes two halves as well.
+            damaged, lacking: as for `Half.of`, [documents, tokens, features].
+            kept: [documents, tokens], false where a token is padding; None where none is.
+            gram: Σ x̂x̂ᵀ of all of these, [in, in] float32, where it is known; it is overwritten.
+        """
+        documents, tokens = damaged.shape[:2]
+        side = _side(first, torch.ones(documents, tokens, dtype=torch.bool) if kept is None else kept.cpu())
+        present = [half for half in (0, 1) if (side == half).any()]
+        for half in present:
+            mine = (side == half).nonzero()[:, 0].to(damaged.device)
+            # the last one has what the other leaves of the sum
+            known = gram if half == present[-1] else None
+            whole = len(range((half - first) % 2, documents, 2)) - (half == first == 0)
+            parts = [part.flatten(0, 1).index_select(0, mine) for part in (damaged, lacking)]
+            some = Half.of(*parts, whole=whole, of_output=of_output, gram=known)
+            if gram is not None and known is None:
+                gram -= some.gram
+            self._add(half, some)
 
     def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
         """Replace all sums by those of several processes, which `reduce` sums up in place."""
@@ -62,3 +78,15 @@ class Pairs:
         with self._lock:
             held = self._halves.get(half)
             self._halves[half] = some if held is None else held.add_(some.to(held.gram.device))
+
+
+def _side(first: int, kept: Tensor) -> Tensor:
+    """The half of every token, [documents·tokens]; −1 where it is padding.
+
+    Args:
+        first, kept: as for `Pairs.add`.
+    """
+    side = ((first + torch.arange(len(kept))) % 2)[:, None].repeat(1, kept.shape[1])
+    if first == 0:
+        side[0] = kept[0].cumsum(0) > kept[0].sum() // 2
+    return side.masked_fill_(~kept, -1).flatten()

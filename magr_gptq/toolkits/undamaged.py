@@ -111,7 +111,7 @@ class UndamagedChain:
             damaged: what the toolkit gives it, [documents, tokens, in].
             returned: what it returned then, not rounded yet, [documents, tokens, out].
             kept: [documents, tokens], false where a token is padding; None where none is.
-            gram: XᵀX of its tokens, where the toolkit has made it already; see `Half.of`.
+            gram: XᵀX of its tokens, where the toolkit has made it already; see `Pairs.add`.
         """
         undamaged = self._here.seen.taken.pop(name, None)
         if undamaged is None or self._original is None:
@@ -124,13 +124,9 @@ class UndamagedChain:
         if place is not None:
             lacking += self._missing_stream(place)
         documents = len(damaged) if damaged.ndim > 2 else 1
-        for row in range(documents):
-            some = ... if documents == 1 and kept is None else row
-            parts = [_tokens(part, some, kept) for part in (damaged, lacking)]
-            pairs.add(
-                self._here.number * documents + row, *parts, of_output=place is not None,
-                gram=gram if documents == 1 else None,
-            )  # fmt: skip
+        parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
+        first = self._here.number * documents
+        pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)
 
     def close(self) -> None:
         """End the pass."""
@@ -153,9 +149,3 @@ class UndamagedChain:
                 self._here.damaged_stream[name] = args[0]
 
         return hook
-
-
-def _tokens(part: Tensor, row: Any, kept: Tensor | None) -> Tensor:
-    """A document's tokens without padding, [tokens, features]."""
-    found = part[row] if kept is None else part[row][kept[row].to(part.device).bool()]
-    return found.reshape(-1, part.shape[-1])

@@ -8,6 +8,7 @@ import pytest
 
 from magr_gptq import MagRConfig
 from magr_gptq.config import Candidate, Derived, Linear
+from magr_gptq.rounding.choice import KAPPA
 
 
 @pytest.mark.parametrize("off", [None, False])
@@ -68,9 +69,8 @@ PLAIN = (None, 1.0)
 
 @pytest.mark.parametrize("group_size", [-1, 64])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_rows_choose_among_plain_gptq_and_strengths_and_groups_among_factors(bits, group_size) -> None:
-    plain, *found = MagRConfig().resolve(bits, group_size).candidates
-    assert plain == Candidate.PLAIN == Candidate(None, (1.0,))
+def test_rows_choose_among_strengths_and_groups_among_factors(bits, group_size) -> None:
+    found = MagRConfig().resolve(bits, group_size).candidates
     assert len({candidate.penalty for candidate in found}) == len(found) > 1
     (factors,) = {candidate.factors for candidate in found}
     assert factors[0] == 1
@@ -78,8 +78,15 @@ def test_rows_choose_among_plain_gptq_and_strengths_and_groups_among_factors(bit
     assert MagRConfig().betas(bits, group_size) == factors[: len(factors) // 2]
 
 
-def test_what_is_given_is_not_searched() -> None:
-    assert {tuple(factors) for _, *factors in pairs(MagRConfig(beta=0.7), 2)[1:]} == {(0.7,)}
+def test_no_default_strength_is_expected_to_lose_to_plain_gptq() -> None:
+    """S + cE ≤ cE₀ where S is what was shrunk away: then E + (1 + κ)S ≤ E₀ for c up to 1/(1 + κ)."""
+    strengths = [found.penalty.strength for mirror in (None, False)
+                 for found in MagRConfig(mirror=mirror).resolve(3).candidates]  # fmt: skip
+    assert max(strengths) <= 1 / (1 + KAPPA)
+
+
+def test_what_is_given_is_not_searched_but_plain_gptq_is_beside_it() -> None:
+    assert {tuple(factors) for _, *factors in pairs(MagRConfig(beta=0.7), 2)} == {(0.7,)}
     assert {penalty for penalty, *_ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {Derived(0.5)}
     assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (Derived(0.5), 0.7)]
     assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (Linear(1e-3), 0.7)]
@@ -88,8 +95,8 @@ def test_what_is_given_is_not_searched() -> None:
 
 def test_mirrored_grids_can_be_left_out_or_asked_for() -> None:
     betas = MagRConfig().betas(2, -1)
-    assert {tuple(factors) for _, *factors in pairs(MagRConfig(mirror=False), 2)[1:]} == {betas}
-    assert [penalty for penalty, *_ in pairs(MagRConfig(mirror=False), 2)[1:]] == [
+    assert {tuple(factors) for _, *factors in pairs(MagRConfig(mirror=False), 2)} == {betas}
+    assert [penalty for penalty, *_ in pairs(MagRConfig(mirror=False), 2)] == [
         Derived(0.04), Derived(0.1), Derived(0.2)
     ]  # fmt: skip
     assert pairs(MagRConfig(mirror=False, strength=0.5), 2)[1:] == [(Derived(0.5), *betas)]
@@ -103,7 +110,7 @@ def test_mirrored_grids_can_be_left_out_or_asked_for() -> None:
 def test_a_toolkit_can_fix_the_step() -> None:
     assert {beta for _, beta in pairs(MagRConfig().with_beta(1.0), 2)} == {1.0}
     assert {beta for _, beta in pairs(MagRConfig(search=False).with_beta(1.0), 2)} == {1.0}
-    assert pairs(MagRConfig(beta=0.9).with_beta(1.0), 2)[1:] == pairs(MagRConfig(beta=0.9), 2)[1:]
+    assert pairs(MagRConfig(beta=0.9).with_beta(1.0), 2) == pairs(MagRConfig(beta=0.9), 2)
     listed = MagRConfig(search=[(0.1, 0.8), (0.1, 0.9), (0.2, 0.9)])
     assert pairs(listed.with_beta(1.0), 2) == [PLAIN, (Derived(0.1), 1.0), (Derived(0.2), 1.0)]
 
@@ -111,7 +118,7 @@ def test_a_toolkit_can_fix_the_step() -> None:
 def test_without_a_search_there_is_one_pair() -> None:
     config = MagRConfig(search=False)
     (found,) = config.resolve(3).candidates
-    assert found == MagRConfig().resolve(3).candidates[1]
+    assert found == MagRConfig().resolve(3).candidates[0]
     assert found.penalty == config.penalty(-1)
     assert pairs(MagRConfig(preset="paper"), 2) == [(Linear(1e-3), 0.8)]
     assert pairs(MagRConfig(preset="paper", search=True), 2) == [PLAIN, (Linear(1e-3), 0.8)]

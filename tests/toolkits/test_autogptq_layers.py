@@ -183,6 +183,6 @@ def test_short_memory_rounds_the_candidates_one_by_one(settings, monkeypatch) ->
     with pytest.warns(UserWarning, match="one by one$") as caught:
         apart, _, report = rounded(linear(matrix), hessian, 3, **settings)
     assert len(caught) == 1
-    assert tall == CALLS * [3 * 16]
+    assert tall == CALLS * [2 * 16]
     torch.testing.assert_close(apart, whole)
     assert len(report.reduced) == 1

@@ -6,11 +6,13 @@ import copy
 import threading
 from collections import UserDict
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from magr_gptq.reduction.target import Half
 from magr_gptq.toolkits.block_passes import BlockPasses
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.stream import BLOCK, layout_of
@@ -189,7 +191,7 @@ def test_several_processes_with_one_document_each_have_no_whole_one() -> None:
     def pairs_of(*numbered: torch.Tensor) -> Pairs:
         pairs = Pairs()
         for number, document in enumerate(numbered):
-            pairs.add(number, document, document)
+            pairs.add(number, document[None], document[None])
         return pairs
 
     def summed(mine: Pairs, others: Pairs) -> list[int]:
@@ -380,15 +382,26 @@ def test_blocks_that_run_in_turns_have_no_chain(blocks, inputs) -> None:
     assert passes.end(blocks[1].up) is None
 
 
-def test_a_product_that_the_toolkit_has_made_is_taken_but_of_the_first_document(blocks, inputs) -> None:
+@pytest.mark.parametrize("documents", [1, 3])
+def test_a_product_that_the_toolkit_has_made_is_taken(documents, blocks, inputs, monkeypatch) -> None:
+    """Of a batch in both halves one half's is made, and the other has the rest."""
     exact = follow(UndamagedChain(), blocks[0], inputs, "up")["up"].halves
+    made, of = [], Half.of.__func__
+
+    def counted(cls, *args: torch.Tensor, **kwargs: Any) -> Half:
+        made.append(kwargs["gram"] is None)
+        return of(cls, *args, **kwargs)
+
+    monkeypatch.setattr(Half, "of", classmethod(counted))
     chain, pairs = UndamagedChain(), Pairs()
     chain.open(blocks[0], ["up"])
-    for number, state in enumerate(inputs):
+    for number, state in enumerate(torch.cat(inputs).split(documents)):
         chain.run(number, (state,), {})
-        (given,) = given_to(copy.deepcopy(blocks[0]), "up", [state])
-        given = given.float()
-        made = given.T @ given if number else torch.full((WIDTH, WIDTH), torch.nan)
-        chain.pair("up", pairs, given[None], blocks[0].up(given[None]), gram=made)
+        given = torch.stack(given_to(copy.deepcopy(blocks[0]), "up", list(state[:, None]))).float()
+        tokens = given.flatten(0, 1)
+        chain.pair("up", pairs, given, blocks[0].up(given), gram=tokens.T @ tokens)
     for found, want in zip(pairs.halves, exact, strict=True):
         torch.testing.assert_close(found.gram, want.gram)
+        torch.testing.assert_close(found.lacking, want.lacking)
+    # the first document, which is cut in two, and a batch of several
+    assert sum(made) == 1

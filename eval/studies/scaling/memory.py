@@ -74,8 +74,8 @@ def pairs(rows: int, columns: int, stream: bool) -> Any:
 
     found = Pairs()
     for number in range(3):
-        lacking = torch.randn(64, rows if stream else columns)
-        found.add(number, torch.randn(64, columns), 0.1 * lacking, of_output=stream)
+        lacking = torch.randn(1, 64, rows if stream else columns)
+        found.add(number, torch.randn(1, 64, columns), 0.1 * lacking, of_output=stream)
     return found
 
 
