@@ -117,9 +117,7 @@ MUTATIONS = [
     Mutation("rounding/kept.py", ".min(0)", ".max(0)", "layer"),
     Mutation("rounding/choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
     Mutation("rounding/choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
-    Mutation(
-        "rounding/kernels/plain.py", "move * curvature - 2 * local", "move * curvature - local", "refine"
-    ),
+    Mutation("rounding/kernels/plain.py", "1 / bend, 0", "0.5 / bend, 0", "refine"),
     Mutation(
         "rounding/sweep.py",
         "hessian[block, block.stop :], alpha=-1",
@@ -190,11 +188,11 @@ MUTATIONS = [
     Mutation("toolkits/pairs.py", "half.whole = int(whole)", "half.whole = 1", "undamaged"),
     Mutation(
         "rounding/kernels/plain.py",
-        "part.mT.clone(memory_format=torch.contiguous_format)",
-        "part.mT.contiguous()",
+        "residual.mT.clone(memory_format=torch.contiguous_format)",
+        "residual.mT.contiguous()",
         "refine",
     ),
-    Mutation("toolkits/pairs.py", "whole=0", "whole=1", "undamaged"),
+    Mutation("toolkits/pairs.py", " - (half == first == 0)", "", "undamaged"),
     Mutation("reduction/shrinkage.py", "diagonal.copy_(kept)", "pass", "shrinkage"),
     Mutation(
         "reduction/shrinkage.py", "_agreement(first, second) /", "_agreement(first, whole) /", "shrinkage"
@@ -216,8 +214,12 @@ MUTATIONS = [
         "pass",
         "undamaged",
     ),
-    Mutation("toolkits/pairs.py", "self._add(number % 2,", "self._add(0,", "undamaged"),
-    Mutation("toolkits/pairs.py", "self._add(part, Half", "self._add(0, Half", "undamaged"),
+    Mutation(
+        "toolkits/pairs.py", "torch.arange(len(kept))) % 2", "torch.arange(len(kept))) % 1", "undamaged"
+    ),
+    Mutation("toolkits/pairs.py", "side[0] = kept[0].cumsum(0) > kept[0].sum() // 2", "pass", "undamaged"),
+    Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
+    Mutation("toolkits/pairs.py", "masked_fill_(~kept, -1)", "clone()", "undamaged"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
     Mutation(
         "toolkits/original.py",

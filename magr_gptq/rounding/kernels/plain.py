@@ -18,10 +18,11 @@ def plain_sweep_block_(
 ) -> Tensor:
     """Visit a block's columns in order and make every move to the grid that lowers a row's loss.
 
-        δ = (the point of scale·(code − zero) nearest to q + R_j/H_jj) − q,  made where δ(δH_jj − 2R_j) < 0
+        δ = (the point of scale·(code − zero) nearest to q + R_j/H_jj) − q
 
-    Each move brings the residual of the block up to date, R ← R − δH_j. A column that no input ever
-    reached, H_jj ≤ 0, stays.
+    The loss changes by δ(δH_jj − 2R_j), which is not above 0: q is on the grid, so that the nearest point
+    lies between q and twice the way to where the loss is least. Each move brings the residual of the block
+    up to date, R ← R − δH_j. A column that no input ever reached, H_jj ≤ 0, stays.
 
     Args:
         found: Q, [rows, block]; changed in place.
@@ -34,18 +35,19 @@ def plain_sweep_block_(
         δ of every weight, [rows, block].
     """
     # turned round, as a column is what is visited at a time
-    parts = (found, residual, scale, zero)
-    values, local, step, zeros = (part.mT.clone(memory_format=torch.contiguous_format) for part in parts)
-    moves = torch.zeros_like(local)
-    for j, curvature in enumerate(hessian.diagonal().tolist()):
-        if curvature <= 0:
-            continue
-        code = ((values[j] + local[j] / curvature) / step[j]).add_(zeros[j]).round_()
-        nearest = code.clamp_(lowest, highest).sub_(zeros[j]).mul_(step[j])
-        move = nearest - values[j]
-        accepted = move * (move * curvature - 2 * local[j]) < 0
-        moves[j] = torch.where(accepted, move, 0)
-        values[j] = torch.where(accepted, nearest, values[j])
+    local = residual.mT.clone(memory_format=torch.contiguous_format)
+    step, zeros = (part.mT.to(local).contiguous() for part in (scale, zero))
+    # in steps of the grid all that a column takes is a sum: fewer passes over it
+    codes = torch.where(step != 0, found.mT / step, 0).round_()
+    curvature = hessian.diagonal()[:, None]
+    bend = curvature * step
+    reach = torch.where((curvature > 0) & (bend != 0), 1 / bend, 0)
+    least, most = lowest - zeros, highest - zeros
+    moves = torch.empty_like(local)
+    for j, code in enumerate(codes):
+        best = torch.addcmul(code, local[j], reach[j]).round_()
+        torch.minimum(torch.maximum(best, least[j], out=best), most[j], out=best)
+        torch.mul(best.sub_(code), step[j], out=moves[j])
         local[j + 1 :].addr_(hessian[j, j + 1 :], moves[j], alpha=-1)
-    found.copy_(values.mT)
+    found.add_(moves.mT)
     return moves.mT
