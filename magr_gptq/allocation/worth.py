@@ -27,7 +27,8 @@ from magr_gptq.reduction.hessian import shifted_cholesky, squared_norm
 from magr_gptq.reduction.penalty import DAMPING
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
-from magr_gptq.rounding.settle import settle
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import finish
 
 # of a layer, which speak for all
 SAMPLED_ROWS = 64
@@ -92,37 +93,49 @@ def rounding_error(
 
 @torch.no_grad()
 def divergences(
-    weight: Tensor,
+    weights: Sequence[Tensor],
     shared: Shared,
-    curvature: Tensor,
+    curvatures: Sequence[Tensor],
     widths: Sequence[Width],
     config: MagRConfig | None,
     rows: int = SAMPLED_ROWS,
 ) -> Tensor:
-    """The expected divergence of the model with this layer alone rounded, at every width, [widths] float64.
+    """The expected divergence of the model with one layer alone rounded, [layers, widths] float64.
 
         ½ Σ_r cᵣ·e_r     e_r: `rounding_error` of every row, times what a sample's true error is of theirs
 
     Args:
-        weight: W, [out, in] float32.
-        curvature: c = E[g²] of every output, [out], in nats a token over squared units of the output.
+        weights: W of layers with one input, [out, in] float32.
+        curvatures: c = E[g²] of every output, [out], in nats a token over squared units of the output.
         config: MagR's settings; None is plain GPTQ.
-        rows: of the sample.
+        rows: of each layer's sample.
     """
-    sample = torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
-    found = torch.zeros(len(widths), dtype=torch.float64)
+    samples = [
+        torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
+        for weight in weights
+    ]
+    # a column's work is small: all layers go through the columns as one
+    sampled = torch.cat([weight[sample] for weight, sample in zip(weights, samples, strict=True)])
+    found = torch.zeros(len(weights), len(widths), dtype=torch.float64)
     for group_size in dict.fromkeys(width.group_size for width in widths):
         places = [i for i, width in enumerate(widths) if width.group_size == group_size]
         plans = [_plan(config, widths[i].bits, group_size) for i in places]
-        true = _true_errors(weight[sample], shared, plans)
+        true = _true_errors(sampled, shared, plans)
         for place, plan, errors in zip(places, plans, true, strict=True):
-            foreseen = curvature * rounding_error(
-                weight, shared.variances, bits=plan.bits, group_size=group_size
-            )
-            # both sums are 0 where the sampled rows, or their gradients, are
-            ratio = ((errors @ curvature[sample]) / foreseen[sample].sum()).nan_to_num(1.0, 1.0)
-            found[place] = (foreseen.sum().double() * ratio / 2).cpu()
+            parts = torch.split(errors, [len(sample) for sample in samples])
+            for layer, (weight, curvature) in enumerate(zip(weights, curvatures, strict=True)):
+                foreseen = curvature * rounding_error(
+                    weight, shared.variances, bits=plan.bits, group_size=group_size
+                )
+                found[layer, place] = _scaled_sum(foreseen, parts[layer], curvature, samples[layer])
     return found
+
+
+def _scaled_sum(foreseen: Tensor, errors: Tensor, curvature: Tensor, sample: Tensor) -> Tensor:
+    """½ Σ_r of what is foreseen of every row, times what a sample's true errors are of theirs, [] float64."""
+    # both sums are 0 where the sampled rows, or their gradients, are
+    ratio = ((errors @ curvature[sample]) / foreseen[sample].sum()).nan_to_num(1.0, 1.0)
+    return (foreseen.sum().double() * ratio / 2).cpu()
 
 
 def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
@@ -133,18 +146,19 @@ def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
 
 
 def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[Tensor]:
-    """ΔHΔᵀ of every row, [rows], under each plan; all have one group size."""
+    """ΔHΔᵀ of every row, [rows], under each plan; they differ in their bits alone."""
     prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
-    ready = [(layer, torch.cat(rows)) for layer, rows in prepared]
-    most = max(layer.factors.shape[1] for layer, _ in ready)
-    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer, _ in ready]
-    bits = torch.cat([torch.full_like(f[:, :1], plan.bits) for f, plan in zip(factors, plans, strict=True)])
-    every = torch.cat([rows for _, rows in ready])
-    rounded = round_columns(every, shared.factor, bits, torch.cat(factors), plans[0].group_size)
-    found, start = [], 0
-    for layer, rows in ready:
-        mine = rounded.rows(torch.arange(start, start + len(rows), device=weight.device))
-        change = settle(layer, Kept.of(layer, mine)).rounded.weight - weight
-        found.append(squared_norm(change, shared.hessian))
-        start += len(rows)
-    return found
+    layers, every = [layer for layer, _ in prepared], torch.cat([torch.cat(rows) for _, rows in prepared])
+    most = max(layer.factors.shape[1] for layer in layers)
+    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer in layers]
+    candidates = torch.cat([torch.full_like(f[:, :1], p.bits) for f, p in zip(factors, plans, strict=True)])
+    rounded = round_columns(every, shared.factor, candidates, torch.cat(factors), plans[0].group_size)
+    parts = torch.split(torch.arange(len(every), device=weight.device), [len(f) for f in factors])
+    kept = [Kept.of(layer, rounded.rows(part)).rounded for layer, part in zip(layers, parts, strict=True)]
+    target, bits = weight.repeat(len(plans), 1), weight.new_tensor([[plan.bits] for plan in plans])
+    hessian = layers[0].hessian
+    best = finish(
+        plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
+        bits=bits.repeat_interleave(len(weight), 0),
+    )  # fmt: skip
+    return list(torch.split(squared_norm(best.weight - target, shared.hessian), len(weight)))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from magr_gptq.config import Candidate
+from magr_gptq.config import Candidate, Plan
 from magr_gptq.reduction.groups import largest_magnitude
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.kept import Kept
@@ -57,7 +59,7 @@ def settle(layer: Layer, kept: Kept) -> Settled:
     target, hessian = layer.cut_to(kept.rounded.weight.shape[1])
     signal = target @ hessian
     energy = float(torch.linalg.vecdot(signal, target).sum()) or 1.0
-    best = finish(layer, kept.rounded, target, signal, hessian)
+    best = finish(layer.plan, kept.rounded, target, signal, hessian, layer.plan.bits)
     del signal  # the error takes its memory
     error = float(squared_norm(target - best.weight, hessian).sum())
     if not math.isfinite(error):
@@ -78,46 +80,51 @@ def settle(layer: Layer, kept: Kept) -> Settled:
     )
 
 
-def finish(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
+def finish(
+    plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor, bits: int | Tensor
+) -> Rounded:
     """Sweeps, each of them on scales that are refitted first; at last the scales of what came out.
 
     Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
 
     Args:
         signal: the target times the Hessian, [out, in].
+        bits: of the grids, which may be every row's own, [out, 1].
     """
-    for _ in range(layer.plan.sweeps):
-        best = _rescaled(layer, best, target, signal, hessian)
-        swept = _swept(layer, best, target, hessian)
+    highest = best.lowest + 2**bits - 1
+    for _ in range(plan.sweeps):
+        best = _rescaled(plan, best, target, signal, hessian)
+        swept = _swept(best, target, hessian, highest)
         if torch.equal(swept.weight, best.weight):
             return swept
         best = swept
-    return _rescaled(layer, best, target, signal, hessian)
+    return _rescaled(plan, best, target, signal, hessian)
 
 
-def _swept(layer: Layer, best: Rounded, target: Tensor, hessian: Tensor) -> Rounded:
-    group_of, lowest = best.group_of.long(), best.lowest
+def _swept(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tensor) -> Rounded:
+    group_of = best.group_of.long()
     count = max(1, CHUNK_ELEMENTS // target.shape[1])
     found = torch.empty_like(best.weight)
     chunks = (torch.split(x, count) for x in (found, best.weight, target, best.scale, best.zero))
-    for into, rows, wanted, scale, zero in zip(*chunks, strict=True):
+    tops: Iterable[Any] = torch.split(highest, count) if isinstance(highest, Tensor) else repeat(highest)
+    for (into, rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), tops, strict=False):
         swept = coordinate_descent(
             rows, wanted, hessian, scale[:, group_of], zero[:, group_of],
-            lowest=lowest, highest=lowest + 2**layer.plan.bits - 1, sweeps=1,
+            lowest=best.lowest, highest=top, sweeps=1,
         )  # fmt: skip
         into.copy_(swept)
     return replace(best, weight=found)
 
 
-def _rescaled(layer: Layer, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
+def _rescaled(plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
     """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
-    if not layer.plan.corrects_gain:
-        return best.stored_as(layer.plan.stored)
+    if not plan.corrects_gain:
+        return best.stored_as(plan.stored)
     groups = best.scale.shape[1]
     if groups > 1:
         best = best.scaled(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
     gain = unbiased_gain(signal, target, best.weight)
-    return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(layer.plan.stored)
+    return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(plan.stored)
 
 
 def _mean_beta(picked: Sequence[Candidate]) -> float | None:

@@ -18,7 +18,7 @@ def coordinate_descent(
     zero: Tensor,
     *,
     lowest: int,
-    highest: int,
+    highest: int | Tensor,
     sweeps: int,
 ) -> Tensor:
     """Move codes one column at a time while ‖Ŵ − Q‖²_H falls (the paper's †, with 30 sweeps).
@@ -31,7 +31,7 @@ def coordinate_descent(
         quantized, original: Q and Ŵ, [rows, columns].
         hessian: [columns, columns].
         scale, zero: of every weight, [rows, columns]; Q = scale·(code − zero).
-        lowest, highest: code.
+        lowest, highest: code; the highest may be every row's own, [rows, 1].
         sweeps: over all columns; stops when one accepts no move.
 
     Returns:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.cli import quantize as quantize_module
+from magr_gptq.app.inspecting.hessians import layer_inputs
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
@@ -247,7 +248,11 @@ def test_curvatures_are_mean_squared_gradients_of_sampled_labels(model: Path) ->
     layers = layers_to_plan(loaded, "gptqmodel")
     rows = calibration_rows(4)
     name = NAMES[-1]
-    found = curvatures(loaded, layers, rows.split(2), lambda: None)[name]
+    every, inputs = curvatures(loaded, layers, layers, rows.split(2), lambda: None)
+    found = every[name]
+    for given, alone in zip(inputs, layer_inputs(loaded, layers, rows.split(2), lambda: None), strict=True):
+        assert given.names == alone.names
+        torch.testing.assert_close(given.hessian, alone.hessian)
     assert not any(module._forward_hooks for module in loaded.modules())
     # the same labels, one batch at a time, by the gradient of a weight that is added to the outputs
     expected = torch.zeros(128, dtype=torch.float64)

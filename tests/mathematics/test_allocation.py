@@ -101,7 +101,7 @@ def test_the_variances_are_those_of_the_penalty() -> None:
 
 def test_with_all_rows_the_cost_is_half_the_weighted_error() -> None:
     weight, shared, curvature = weight_of(24, 64), Shared(hessian_of(64) / 256), torch.rand(24)
-    found = divergences(weight, shared, curvature, WIDTHS, None)
+    (found,) = divergences([weight], shared, [curvature], WIDTHS, None)
     for width, cost in zip(WIDTHS, found, strict=True):
         change = gptq_round(weight, shared.factor, width.bits, width.group_size) - weight
         expected = 0.5 * float(((change @ shared.hessian) * change).sum(1) @ curvature)
@@ -110,21 +110,32 @@ def test_with_all_rows_the_cost_is_half_the_weighted_error() -> None:
 
 def test_a_sample_of_rows_speaks_for_all() -> None:
     weight, shared, curvature = weight_of(256, 64), Shared(hessian_of(64) / 256), torch.rand(256)
-    every = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=256)
-    some = divergences(weight, shared, curvature, WIDTHS, MagRConfig(), rows=64)
+    every = divergences([weight], shared, [curvature], WIDTHS, MagRConfig(), rows=256)
+    some = divergences([weight], shared, [curvature], WIDTHS, MagRConfig(), rows=64)
     torch.testing.assert_close(some, every, rtol=0.15, atol=0.0)
+
+
+def test_layers_with_one_input_cost_together_what_each_costs_alone() -> None:
+    """Also widths: each alone is rounded and swept on grids of its own bits."""
+    shared = Shared(hessian_of(64) / 256)
+    weights, curvature = [weight_of(rows, 64, rows) for rows in (24, 80)], [torch.rand(24), torch.rand(80)]
+    together = divergences(weights, shared, curvature, WIDTHS, MagRConfig())
+    for layer, (weight, c) in enumerate(zip(weights, curvature, strict=True)):
+        for place, width in enumerate(WIDTHS):
+            alone = divergences([weight], shared, [c], [width], MagRConfig())
+            assert float(together[layer, place]) == pytest.approx(float(alone), rel=1e-3)
 
 
 def test_more_bits_and_smaller_groups_cost_less() -> None:
     weight, shared, curvature = weight_of(32, 64), Shared(hessian_of(64) / 256), torch.rand(32)
-    found = divergences(weight, shared, curvature, WIDTHS, MagRConfig()).view(4, 2)
+    found = divergences([weight], shared, [curvature], WIDTHS, MagRConfig()).view(4, 2)
     assert bool((found[1:] < found[:-1]).all())
     assert bool((found[:, 1] < found[:, 0]).all())
 
 
 def test_a_layer_that_no_gradient_reaches_costs_nothing() -> None:
-    found = divergences(weight_of(8, 16), Shared(hessian_of(16)), torch.zeros(8), WIDTHS, MagRConfig())
-    assert found.tolist() == [0.0] * len(WIDTHS)
+    found = divergences([weight_of(8, 16)], Shared(hessian_of(16)), [torch.zeros(8)], WIDTHS, MagRConfig())
+    assert found.tolist() == [[0.0] * len(WIDTHS)]
 
 
 def softmax_divergence(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -144,5 +155,5 @@ def test_the_expected_divergence_is_near_the_measured(bits: int) -> None:
     curvature = (p * (1 - p)).mean(0)
     hessian = inputs.T @ inputs / len(inputs)
     rounded = gptq_round(weight, inverse_factor(hessian), bits)
-    found = divergences(weight.float(), Shared(hessian.float()), curvature.float(), [Width(bits)], None)
-    assert float(found[0]) == pytest.approx(softmax_divergence(weight, rounded, inputs), rel=0.3)
+    found = divergences([weight.float()], Shared(hessian.float()), [curvature.float()], [Width(bits)], None)
+    assert float(found) == pytest.approx(softmax_divergence(weight, rounded, inputs), rel=0.3)

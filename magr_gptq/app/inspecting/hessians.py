@@ -81,18 +81,24 @@ def in_turns(layers: Layers, limit: int = TURN_BYTES) -> Iterator[Layers]:
 
 @torch.no_grad()
 def layer_inputs(
-    model: PreTrainedModel, layers: Layers, batches: Iterable[Tensor], advance: Callable[[], None]
+    model: PreTrainedModel,
+    layers: Layers,
+    batches: Iterable[Tensor],
+    advance: Callable[[], None],
+    run: Callable[[Tensor], None] | None = None,
 ) -> list[LayerInput]:
     """Run the batches of token ids [rows, tokens] through the model, and see what the layers are given.
 
     Layers that always get the very same tensor (q, k, v; gate, up) come back as one LayerInput.
-    Layers that no token reached are left out. `advance` is called after every batch.
+    Layers that no token reached are left out. `advance` is called after every batch. `run` takes a batch
+    through the model where more than its forward pass is wanted.
     """
     seen = _Inputs()
     handles = [layer.register_forward_pre_hook(partial(seen.arrive, name)) for name, layer in layers.items()]
     try:
         for batch in batches:
-            model.base_model(input_ids=batch.to(model.device), use_cache=False)
+            batch = batch.to(model.device)
+            run(batch) if run else model.base_model(input_ids=batch, use_cache=False)
             seen.close()
             advance()
     finally:
@@ -115,7 +121,7 @@ class _Inputs:
         if arguments[0] is not self._latest:
             self.close()
             self._latest = arguments[0]
-            rows = self._latest.flatten(0, -2).float()
+            rows = self._latest.detach().flatten(0, -2).float()
             # now, and not in `close`: the model may overwrite the tensor later
             self._product = rows.T @ rows
         self._names.append(name)

@@ -1,4 +1,4 @@
-"""What every width would cost every layer of a model: forward passes, one backward pass, and no rounding."""
+"""What every width would cost every layer of a model: a pass forward and back, and few rows' rounding."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from magr_gptq.allocation.worth import Shared, Width, divergences
 from magr_gptq.app.inspecting.hessians import (
     EXPERTS_NDIM,
+    LayerInput,
     Layers,
     in_turns,
     layer_inputs,
@@ -55,16 +56,19 @@ def survey(
     layers = layers_to_plan(model, engine)
     turns = list(in_turns(layers))
     steps = iter(range(1, 10**9))
-    total = (2 + len(turns)) * len(batches) + len(layers)
+    total = len(turns) * len(batches) + len(layers)
 
     def step() -> None:
         advance(next(steps), total)
 
-    curvature = curvatures(model, layers, batches, step)
+    curvature, inputs = curvatures(model, layers, turns[0], batches, step)
     costs = {}
     for turn in turns:
-        for name, found in _divergences(model, turn, batches, curvature, widths, config, step):
+        # the gradients' forward passes have seen those of the first turn
+        given = inputs if turn is turns[0] else layer_inputs(model, turn, batches, step)
+        for name, found in _divergences(turn, given, curvature, widths, config):
             costs[name] = found
+            step()
     undone = engine == "gptqmodel" and config is not None and config.aims_at_model
     candidates = {
         # a layer that no token reached costs nothing at any width
@@ -114,12 +118,16 @@ def rest_bytes(model: PreTrainedModel, layers: Layers, engine: str, sym: bool) -
 
 
 def curvatures(
-    model: PreTrainedModel, layers: Layers, batches: Sequence[Tensor], step: Callable[[], None]
-) -> dict[str, Tensor]:
+    model: PreTrainedModel,
+    layers: Layers,
+    turn: Layers,
+    batches: Sequence[Tensor],
+    step: Callable[[], None],
+) -> tuple[dict[str, Tensor], list[LayerInput]]:
     """E[g²] of every output of every layer, [out] float32: see `magr_gptq.allocation.worth`.
 
     g is the gradient of −log p(y | x) for labels y that are drawn from the model's predictions p. No weight's
-    gradient is computed.
+    gradient is computed. With it comes what some of the layers, of one turn, are given on the way.
     """
     model.requires_grad_(False)
     sums: dict[str, Tensor] = {}
@@ -128,14 +136,11 @@ def curvatures(
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
     try:
-        for batch in batches:
-            _backward(model, batch.to(model.device))
-            step()
-            step()
+        inputs = layer_inputs(model, turn, batches, step, run=partial(_backward, model))
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total / tokens for name, total in sums.items()}
+    return {name: total / tokens for name, total in sums.items()}, inputs
 
 
 def _watch(sums: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -165,25 +170,24 @@ def drawn_labels(probabilities: Tensor) -> Tensor:
 
 
 def _divergences(
-    model: PreTrainedModel,
     turn: Layers,
-    batches: Sequence[Tensor],
+    inputs: Sequence[LayerInput],
     curvature: Mapping[str, Tensor],
     widths: Sequence[Width],
     config: MagRConfig | None,
-    step: Callable[[], None],
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
-    for given in layer_inputs(model, turn, batches, step):
+    for given in inputs:
         hessian = given.hessian / given.tokens
-        if hessian.diagonal().any() and hessian.isfinite().all():
-            shrink_(hessian, shrinkage(hessian, given.tokens))
-            shared = Shared(hessian)
-        for name in given.names:
-            weight = matrix_of(turn[name]).float()
+        weights = [matrix_of(turn[name]).float() for name in given.names]
+        for name, weight in zip(given.names, weights, strict=True):
             _require_finite(name, hessian, weight, curvature[name])
-            if hessian.diagonal().any():
-                yield name, tuple(divergences(weight, shared, curvature[name], widths, config).tolist())
-            step()
+        if not hessian.diagonal().any():
+            continue
+        shrink_(hessian, shrinkage(hessian, given.tokens))
+        found = divergences(
+            weights, Shared(hessian), [curvature[name] for name in given.names], widths, config
+        )
+        yield from ((name, tuple(row)) for name, row in zip(given.names, found.tolist(), strict=True))
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:

@@ -14,7 +14,7 @@ def plain_sweep_block_(
     zero: Tensor,
     *,
     lowest: int,
-    highest: int,
+    highest: int | Tensor,
 ) -> Tensor:
     """Visit a block's columns in order and make every move to the grid that lowers a row's loss.
 
@@ -29,7 +29,7 @@ def plain_sweep_block_(
         residual: R = (Ŵ − Q)H at the start, [rows, block]; not changed.
         hessian: [block, block].
         scale, zero: of every weight, [rows, block].
-        lowest, highest: code.
+        lowest, highest: code; the highest may be every row's own, [rows, 1].
 
     Returns:
         δ of every weight, [rows, block].
@@ -42,7 +42,7 @@ def plain_sweep_block_(
     curvature = hessian.diagonal()[:, None]
     bend = curvature * step
     reach = torch.where((curvature > 0) & (bend != 0), 1 / bend, 0)
-    least, most = lowest - zeros, highest - zeros
+    least, most = lowest - zeros, (highest.mT if isinstance(highest, Tensor) else highest) - zeros
     moves = torch.empty_like(local)
     for j, code in enumerate(codes):
         best = torch.addcmul(code, local[j], reach[j]).round_()
