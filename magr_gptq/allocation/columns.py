@@ -28,23 +28,27 @@ def round_columns(rows: Tensor, factor: Tensor, bits: Tensor, factors: Tensor, g
     size = columns if group_size == -1 else group_size
     highest = torch.exp2(bits) - 1
     zero = (highest + 1) / 2
-    work, values, scales = rows.clone(), torch.empty_like(rows), []
+    least, most = -zero[:, 0], (highest - zero)[:, 0]
+    # turned round, as a column is what is rounded at a time
+    work = rows.mT.clone(memory_format=torch.contiguous_format)
+    values, steps = torch.empty_like(work), []
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
-        block, errors = work[:, start:end].clone(), torch.empty_like(work[:, start:end])
+        # a copy, as toolkits set a group's grid by what it was before the block
+        block, errors = work[start:end].clone(), torch.empty_like(work[start:end])
         for i in range(end - start):
             if (start + i) % size == 0:
-                step = _step(work[:, start + i : start + i + size], highest, zero, factors)
-                scales.append(step)
-            codes = (block[:, i : i + 1] / step + zero).round().clamp_min(0).minimum(highest)
-            value = (codes - zero) * step
-            values[:, start + i] = value[:, 0]
-            errors[:, i] = (block[:, i] - value[:, 0]) / factor[start + i, start + i]
-            block[:, i + 1 :] -= errors[:, i : i + 1] * factor[start + i, start + i + 1 : end]
-        work[:, end:] -= errors @ factor[start:end, end:]
-    scale = torch.cat(scales, 1)
+                steps.append(_step(work[start + i : start + i + size].mT, highest, zero, factors))
+                step = steps[-1][:, 0]
+            code = (block[i] / step).round_()
+            torch.minimum(torch.maximum(code, least, out=code), most, out=code)
+            value = torch.mul(code, step, out=values[start + i])
+            torch.sub(block[i], value, out=errors[i]).div_(factor[start + i, start + i])
+            block[i + 1 :].addr_(factor[start + i, start + i + 1 : end], errors[i], alpha=-1)
+        work[end:].addmm_(factor[start:end, end:].mT, errors, alpha=-1)
+    scale = torch.cat(steps, 1)
     group_of = torch.arange(columns, device=rows.device) // size
-    return Rounded(values, scale, zero.expand_as(scale), group_of)
+    return Rounded(values.mT.contiguous(), scale, zero.expand_as(scale), group_of)
 
 
 def _step(group: Tensor, highest: Tensor, zero: Tensor, factors: Tensor) -> Tensor:
