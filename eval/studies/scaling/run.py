@@ -26,9 +26,9 @@ ITERATIONS = DEFAULT_ITERATIONS
 CHOLESKYS, INVERSES = 2, 1
 # a squared norm, by one triangle of blocks, as a share of a product
 NORM = 5 / 8
-# the default, in groups: two strengths, three candidates with the weight itself; products of the candidates'
+# the default, in groups: two strengths, a candidate each; products of the candidates'
 # errors, one and about a half of a sweep, one of two fits of scales, one of the target, and the loss
-STRENGTHS, CANDIDATES = 2, 3
+STRENGTHS, CANDIDATES = 2, 2
 AROUND = CANDIDATES * NORM + 1.5 + 1 + 1 + NORM
 # calibration: 128 rows of 2,048 tokens, each block run once for the Hessians and once for its output
 TOKENS = 128 * 2048
