@@ -170,7 +170,7 @@ MUTATIONS = [
     Mutation("config/settings.py", "STRENGTHS_WITHOUT_MIRROR if", "STRENGTHS if", "config"),
     Mutation("rounding/settle.py", "if groups > 1:", "if groups > 99:", "layer"),
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
-    Mutation("rounding/settle.py", "2**layer.plan.bits - 1, sweeps", "2**layer.plan.bits, sweeps", "layer"),
+    Mutation("rounding/settle.py", "2**bits - 1", "2**bits", "layer"),
     Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),
     Mutation("reduction/target.py", "second.whole > 0", "second.whole >= 0", "target"),
     Mutation(
@@ -218,6 +218,15 @@ MUTATIONS = [
         "toolkits/pairs.py", "torch.arange(len(kept))) % 2", "torch.arange(len(kept))) % 1", "undamaged"
     ),
     Mutation("toolkits/pairs.py", "side[0] = kept[0].cumsum(0) > kept[0].sum() // 2", "pass", "undamaged"),
+    Mutation(
+        "allocation/worth.py",
+        "bits.repeat_interleave(len(weight), 0)",
+        "bits.repeat(len(weight), 1)",
+        "allocation",
+    ),
+    Mutation("allocation/columns.py", "work[start:end].clone()", "work[start:end]", "allocation"),
+    Mutation("app/planning/survey.py", "labels] -= 1", "labels] -= 0.5", "bits", "curvatures"),
+    Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
     Mutation("toolkits/pairs.py", "masked_fill_(~kept, -1)", "clone()", "undamaged"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
