@@ -2,8 +2,8 @@
 
     python -m eval.studies.choice.plain_gptq MODEL --calibration TEXT --bits 3 --group-size 64
 
-Through GPTQModel, as `magr-gptq quantize` leads it. Prints a row of a Markdown table: the mean share over layers,
-the largest of a layer, and plain GPTQ's loss over that of the kept rows, both weighed by nothing.
+Through GPTQModel, as `magr-gptq quantize` leads it. Prints a row of a Markdown table: the share's mean over layers, the
+largest of a layer, and the mean of plain GPTQ's loss over that of the kept rows.
 """
 
 from __future__ import annotations
