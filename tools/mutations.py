@@ -117,7 +117,7 @@ MUTATIONS = [
     Mutation("rounding/kept.py", ".min(0)", ".max(0)", "layer"),
     Mutation("rounding/choice.py", "kappa * shrinkage", "shrinkage", "layer refine"),
     Mutation("rounding/choice.py", "shrinkage.clamp_min(0)", "shrinkage", "numerics"),
-    Mutation("rounding/kernels/plain.py", "1 / bend, 0", "0.5 / bend, 0", "refine"),
+    Mutation("rounding/kernels/plain.py", "1 / (curvature * step)", "0.5 / (curvature * step)", "refine"),
     Mutation(
         "rounding/sweep.py",
         "hessian[block, block.stop :], alpha=-1",

@@ -28,7 +28,7 @@ def round_columns(rows: Tensor, factor: Tensor, bits: Tensor, factors: Tensor, g
     size = columns if group_size == -1 else group_size
     highest = torch.exp2(bits) - 1
     zero = (highest + 1) / 2
-    least, most = -zero[:, 0], (highest - zero)[:, 0]
+    low, high = -zero[:, 0], (highest - zero)[:, 0]
     # turned round, as a column is what is rounded at a time
     work = rows.mT.clone(memory_format=torch.contiguous_format)
     values, steps = torch.empty_like(work), []
@@ -41,7 +41,7 @@ def round_columns(rows: Tensor, factor: Tensor, bits: Tensor, factors: Tensor, g
                 steps.append(_step(work[start + i : start + i + size].mT, highest, zero, factors))
                 step = steps[-1][:, 0]
             code = (block[i] / step).round_()
-            torch.minimum(torch.maximum(code, least, out=code), most, out=code)
+            torch.minimum(torch.maximum(code, low, out=code), high, out=code)
             value = torch.mul(code, step, out=values[start + i])
             torch.sub(block[i], value, out=errors[i]).div_(factor[start + i, start + i])
             block[i + 1 :].addr_(factor[start + i, start + i + 1 : end], errors[i], alpha=-1)

@@ -161,4 +161,7 @@ def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[
         plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
         bits=bits.repeat_interleave(len(weight), 0),
     )  # fmt: skip
-    return list(torch.split(squared_norm(best.weight - target, shared.hessian), len(weight)))
+    found = squared_norm(best.weight - target, shared.hessian)
+    if not found.isfinite().all():
+        raise ValueError("a sampled row was rounded to NaN or infinity; give an undamaged model, in float32")
+    return list(torch.split(found, len(weight)))

@@ -16,7 +16,8 @@ ROUNDINGS = ("gptq", "nearest")
 TARGETS = ("model", "layer")
 
 # chosen by perplexity (eval/studies/choice): c, of which each row takes the best; without a search the first,
-# as the weakest is the safest. None is above 1/(1 + κ), so that plain GPTQ is never expected to be better
+# as the weakest is the safest. None is above 1/(1 + κ): plain GPTQ is not expected to be better by the
+# penalty's own forecast (docs/how-it-works.md)
 STRENGTHS = (0.04, 0.1)
 # a third makes up for a part of what mirrored grids would have brought (eval/studies/mirror)
 STRENGTHS_WITHOUT_MIRROR = (*STRENGTHS, 0.2)
@@ -31,9 +32,9 @@ PAPER_ITERATIONS = 150
 class MagRConfig:
     """What `magr=` means; a field left at None follows from the preset, the bits and the group size.
 
-    A row is quantized under two strengths and keeps the better one; each of its groups takes the best of
+    A row is quantized under several strengths and keeps the best; each of its groups takes the best of
     several factors on its step, and a grid or its mirror image, whose step is negative. A strength, alpha or
-    beta that is given is the only one tried, a strength or alpha beside plain GPTQ.
+    beta that is given is the only one tried, beside plain GPTQ.
 
     preset: "default" is the penalty ½γ‖w‖∞² derived from bits and Hessian, solved by ADMM;
         "paper" is α‖w‖∞ solved by proximal gradient descent (arXiv 2406.00800).
@@ -189,10 +190,12 @@ class MagRConfig:
         penalty = self.penalty(group_size)
         if not (self.preset == "default" if self.search is None else self.search):
             return (Candidate(penalty, factors),)
-        if self.strength is not None or isinstance(penalty, Linear):
-            return (Candidate.PLAIN, Candidate(penalty, factors))
+        given = self.strength is not None or isinstance(penalty, Linear)
         strengths = STRENGTHS_WITHOUT_MIRROR if self.mirror is False else STRENGTHS
-        return tuple(Candidate(Derived(strength), factors) for strength in strengths)
+        penalties = (penalty,) if given else tuple(map(Derived, strengths))
+        found = tuple(Candidate(penalty, factors) for penalty in penalties)
+        # what a person gives may be too much for a row
+        return (Candidate.PLAIN, *found) if given or max(map(abs, factors)) < 1 else found
 
     def _signed(self, betas: tuple[float, ...]) -> tuple[float, ...]:
         """The factors of the grids, those of their mirror images last."""

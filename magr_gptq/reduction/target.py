@@ -65,7 +65,7 @@ class Half:
         Args:
             damaged: x̂, [tokens, in], any floating dtype.
             lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
-            whole: 1 where these are all tokens of a document, 0 where some are in the other half.
+            whole: of how many documents these are all tokens; others have some in the other half.
             gram: Σ x̂x̂ᵀ, [in, in] float32, where it is known; it becomes the sum's own.
         """
         wide = damaged.float()

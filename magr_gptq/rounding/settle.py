@@ -106,8 +106,8 @@ def _swept(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tensor
     count = max(1, CHUNK_ELEMENTS // target.shape[1])
     found = torch.empty_like(best.weight)
     chunks = (torch.split(x, count) for x in (found, best.weight, target, best.scale, best.zero))
-    tops: Iterable[Any] = torch.split(highest, count) if isinstance(highest, Tensor) else repeat(highest)
-    for (into, rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), tops, strict=False):
+    each: Iterable[Any] = torch.split(highest, count) if isinstance(highest, Tensor) else repeat(highest)
+    for (into, rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), each, strict=False):
         swept = coordinate_descent(
             rows, wanted, hessian, scale[:, group_of], zero[:, group_of],
             lowest=best.lowest, highest=top, sweeps=1,

@@ -24,13 +24,13 @@ def coordinate_descent(
     """Move codes one column at a time while ‖Ŵ − Q‖²_H falls (the paper's †, with 30 sweeps).
 
     With the residual R = (Ŵ − Q)H, the best value of column j given all others is q + R_j/H_jj;
-    it is rounded to the grid and taken where the loss falls strictly: δ(δH_jj − 2R_j) < 0. Inside a
+    it is rounded to the grid and taken where the loss falls: δ(δH_jj − 2R_j) < 0. Inside a
     block of 128 columns only that part of H is touched, then one product brings the rest of R up to date.
 
     Args:
         quantized, original: Q and Ŵ, [rows, columns].
         hessian: [columns, columns].
-        scale, zero: of every weight, [rows, columns]; Q = scale·(code − zero).
+        scale, zero: of every weight, [rows, columns], zero a whole number; Q = scale·(code − zero).
         lowest, highest: code; the highest may be every row's own, [rows, 1].
         sweeps: over all columns; stops when one accepts no move.
 

@@ -49,17 +49,22 @@ class Pairs:
                 makes two halves as well.
             damaged, lacking: as for `Half.of`, [documents, tokens, features].
             kept: [documents, tokens], false where a token is padding; None where none is.
-            gram: Σ x̂x̂ᵀ of all of these, [in, in] float32, where it is known; it is overwritten.
+            gram: Σ x̂x̂ᵀ of the tokens that are no padding, [in, in] float32, where it is known; it may be
+                overwritten. It does not serve for the first document alone, whose first token may be as loud
+                as all others: what one half leaves of such a sum is rounding.
         """
         documents, tokens = damaged.shape[:2]
         side = _side(first, torch.ones(documents, tokens, dtype=torch.bool) if kept is None else kept.cpu())
-        present = [half for half in (0, 1) if (side == half).any()]
+        gram = None if gram is None or (documents == 1 and first == 0) else gram.to(damaged.device)
+        present = [half for half in (0, 1) if first == 0 or (side == half).any()]
         for half in present:
             mine = (side == half).nonzero()[:, 0].to(damaged.device)
             # the last one has what the other leaves of the sum
             known = gram if half == present[-1] else None
             whole = len(range((half - first) % 2, documents, 2)) - (half == first == 0)
-            parts = [part.flatten(0, 1).index_select(0, mine) for part in (damaged, lacking)]
+            parts = [part.flatten(0, 1) for part in (damaged, lacking)]
+            if len(mine) < len(side):
+                parts = [part.index_select(0, mine) for part in parts]
             some = Half.of(*parts, whole=whole, of_output=of_output, gram=known)
             if gram is not None and known is None:
                 gram -= some.gram

@@ -111,7 +111,7 @@ class UndamagedChain:
             damaged: what the toolkit gives it, [documents, tokens, in].
             returned: what it returned then, not rounded yet, [documents, tokens, out].
             kept: [documents, tokens], false where a token is padding; None where none is.
-            gram: XᵀX of its tokens, where the toolkit has made it already; see `Pairs.add`.
+            gram: XᵀX of its tokens without padding, where the toolkit has made it; see `Pairs.add`.
         """
         undamaged = self._here.seen.taken.pop(name, None)
         if undamaged is None or self._original is None:
@@ -124,6 +124,14 @@ class UndamagedChain:
         if place is not None:
             lacking += self._missing_stream(place)
         documents = len(damaged) if damaged.ndim > 2 else 1
+        if kept is not None:
+            if damaged[..., 0].numel() % kept.numel():
+                return
+            documents = len(kept)
+            # where heads follow the tokens, all of a token's are kept
+            kept = kept.repeat_interleave(damaged[..., 0].numel() // kept.numel(), 1)
+        if not documents:
+            return
         parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
         first = self._here.number * documents
         pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from transformers import AutoModelForCausalLM
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.cli import quantize as quantize_module
-from magr_gptq.app.inspecting.hessians import layer_inputs
+from magr_gptq.app.inspecting.hessians import in_turns, layer_inputs
 from magr_gptq.app.planning import planner
+from magr_gptq.app.planning import survey as survey_module
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
 from magr_gptq.app.planning.found import Candidate, Survey
@@ -265,6 +267,37 @@ def test_curvatures_are_mean_squared_gradients_of_sampled_labels(model: Path) ->
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
         expected += added.grad.double().square().sum((0, 1))
     torch.testing.assert_close(found.double(), expected / rows.numel(), rtol=1e-4, atol=0.0)
+
+
+def test_a_survey_in_several_turns_is_that_of_one_and_keeps_no_turns_hessians(model, monkeypatch) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    rows = calibration_rows(4)
+    settings = {"engine": "gptqmodel", "sym": True, "config": MagRConfig()}
+    steps: list[tuple[int, int]] = []
+
+    def surveyed() -> Survey:
+        steps.clear()
+        return survey(
+            loaded, rows.split(2), [Width(2), Width(4)], advance=lambda *s: steps.append(s), **settings
+        )
+
+    whole = surveyed()
+    alive: list[weakref.ref] = []
+    real = survey_module.layer_inputs
+
+    def seen(*args, **kwargs):
+        assert not any(one() is not None for one in alive)
+        found = real(*args, **kwargs)
+        alive.extend(weakref.ref(one.hessian) for one in found)
+        return found
+
+    monkeypatch.setattr(survey_module, "layer_inputs", seen)
+    monkeypatch.setattr(survey_module, "in_turns", lambda layers: in_turns(layers, 3 * 4 * 128**2))
+    found = surveyed()
+    assert len(alive) >= 3
+    assert steps[-1][0] == steps[-1][1]
+    for name, one in whole.layers.items():
+        assert found.layers[name].divergences == pytest.approx(one.divergences, rel=1e-3)
 
 
 def test_labels_are_drawn_as_often_as_they_are_expected() -> None:

@@ -86,7 +86,10 @@ def test_no_default_strength_is_expected_to_lose_to_plain_gptq() -> None:
 
 
 def test_what_is_given_is_not_searched_but_plain_gptq_is_beside_it() -> None:
-    assert {tuple(factors) for _, *factors in pairs(MagRConfig(beta=0.7), 2)} == {(0.7,)}
+    plain, *found = pairs(MagRConfig(beta=0.7), 2)
+    assert plain == PLAIN
+    assert {tuple(factors) for _, *factors in found} == {(0.7,)}
+    assert PLAIN not in pairs(MagRConfig(beta=1.0), 2)
     assert {penalty for penalty, *_ in pairs(MagRConfig(strength=0.5), 2)[1:]} == {Derived(0.5)}
     assert pairs(MagRConfig(strength=0.5, beta=0.7), 2) == [PLAIN, (Derived(0.5), 0.7)]
     assert pairs(MagRConfig(alpha=1e-3, beta=0.7), 2) == [PLAIN, (Linear(1e-3), 0.7)]

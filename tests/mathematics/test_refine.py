@@ -77,6 +77,32 @@ def test_a_sweep_leaves_the_residual_as_it_is(rows: int) -> None:
     assert torch.equal(residual, before)
 
 
+def test_every_row_may_have_its_own_highest_code() -> None:
+    weight, hessian, _, scale, zero = rounded(4, 150, seed=2, bits=3)
+    quantized = torch.zeros_like(weight)
+    highest = torch.tensor([[5.0], [7.0], [6.0], [7.0]], dtype=torch.float64)
+    given = {"lowest": 0, "sweeps": 2}
+    found = coordinate_descent(quantized, weight, hessian, scale, zero, highest=highest, **given)
+    for row, top in enumerate(highest[:, 0].int().tolist()):
+        one = slice(row, row + 1)
+        alone = coordinate_descent(
+            quantized[one], weight[one], hessian, scale[one], zero[one], highest=top, **given
+        )
+        torch.testing.assert_close(found[one], alone, rtol=0, atol=1e-12)
+    assert (found / scale + zero).amax(1).round().tolist() == highest[:, 0].tolist()
+
+
+def test_steps_too_small_for_float32_do_not_move() -> None:
+    weight, hessian, quantized, scale, zero = (x.float() for x in rounded(2, 12, seed=0))
+    scale, quantized, hessian = scale.clone(), quantized.clone(), hessian.clone()
+    scale[:, 5], quantized[:, 5], weight[:, 5] = 1e-20, 0, 0
+    hessian[5], hessian[:, 5] = 0, 0
+    hessian[5, 5] = 1e-20
+    found = coordinate_descent(quantized, weight, hessian, scale, zero, lowest=0, highest=3, sweeps=1)
+    assert found.isfinite().all()
+    assert found[:, 5].eq(0).all()
+
+
 def test_columns_without_input_do_not_move() -> None:
     weight, hessian, quantized, scale, zero = rounded(4, 40, seed=0)
     hessian[7], hessian[:, 7] = 0, 0

@@ -183,6 +183,30 @@ def test_documents_fall_into_halves_in_turn_the_first_into_both_padding_into_non
     assert [half.whole for half in pairs.halves] == [1, 1]
 
 
+def test_a_first_document_of_one_token_makes_two_halves_too() -> None:
+    """Several processes sum them up one by one, so that all must have as many."""
+    pairs, one = Pairs(), torch.ones(1, 1, WIDTH)
+    pairs.add(0, one, one)
+    assert [float(half.gram.sum()) for half in pairs.halves] == [0, WIDTH**2]
+    pairs.add(1, one, one, gram=torch.full((WIDTH, WIDTH), 2.0))
+    assert [float(half.gram[0, 0]) for half in pairs.halves] == [0, 3]
+
+
+@pytest.mark.parametrize("shape", [(3 * TOKENS,), (3, TOKENS, 2)], ids=["flat", "heads"])
+def test_a_mask_fits_tokens_that_lie_otherwise(shape, blocks, inputs) -> None:
+    chain, pairs = UndamagedChain(), Pairs()
+    kept = torch.ones(3, TOKENS, dtype=torch.bool)
+    kept[1, 2:] = False
+    chain.open(blocks[0], ["up"])
+    chain.run(0, (torch.cat(inputs[:3]),), {})
+    chain._here.seen.taken["up"] = torch.ones(*shape, WIDTH)
+    chain.pair("up", pairs, torch.ones(*shape, WIDTH), torch.ones(*shape, INNER), kept)
+    heads = 2 if len(shape) == 3 else 1
+    counted = sum(int(half.gram[0, 0]) for half in pairs.halves)
+    assert counted == heads * int(kept.sum())
+    assert [half.whole for half in pairs.halves] == [1, 1]
+
+
 def test_several_processes_with_one_document_each_have_no_whole_one() -> None:
     """Every rank cuts its first document in two, so that both halves hold a part of all."""
     draw = torch.Generator().manual_seed(0)
@@ -403,5 +427,5 @@ def test_a_product_that_the_toolkit_has_made_is_taken(documents, blocks, inputs,
     for found, want in zip(pairs.halves, exact, strict=True):
         torch.testing.assert_close(found.gram, want.gram)
         torch.testing.assert_close(found.lacking, want.lacking)
-    # the first document, which is cut in two, and a batch of several
-    assert sum(made) == 1
+    # alone the first document is cut in two by products of its own
+    assert sum(made) == {1: 2, 3: 1}[documents]

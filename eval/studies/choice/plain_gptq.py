@@ -2,8 +2,8 @@
 
     python -m eval.studies.choice.plain_gptq MODEL --calibration TEXT --bits 3 --group-size 64
 
-Through GPTQModel, as `magr-gptq quantize` leads it. Prints a row of a Markdown table: the share's mean over layers, the
-largest of a layer, and the mean of plain GPTQ's loss over that of the kept rows.
+Through GPTQModel, as `magr-gptq quantize` leads it. Prints a row of a Markdown table: the share's mean over
+layers, and the largest of a layer.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def main() -> None:
         )  # fmt: skip
         layers = perform(asdict(job), lambda *_, **__: None)["layers"]
     shares = [layer["plain_share"] for layer in layers]
-    times = statistics.fmean(layer["plain_loss"] / layer["loss"] for layer in layers)
     grid = f"W{args.bits}" + (f" g{args.group_size}" if args.group_size > 0 else "")
-    print(f"| {grid} | {statistics.fmean(shares):.2%} | {max(shares):.1%} | {times:.2f} |")
+    print(f"| {grid} | {statistics.fmean(shares):.2%} | {max(shares):.1%} |")
 
 
 if __name__ == "__main__":

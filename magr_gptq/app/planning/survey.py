@@ -64,9 +64,9 @@ def survey(
     curvature, inputs = curvatures(model, layers, turns[0], batches, step)
     costs = {}
     for turn in turns:
-        # the gradients' forward passes have seen those of the first turn
-        given = inputs if turn is turns[0] else layer_inputs(model, turn, batches, step)
-        for name, found in _divergences(turn, given, curvature, widths, config):
+        # the gradients' forward passes have seen those of the first turn; they are used up with it
+        inputs = inputs or layer_inputs(model, turn, batches, step)
+        for name, found in _divergences(turn, inputs, curvature, widths, config):
             costs[name] = found
             step()
     undone = engine == "gptqmodel" and config is not None and config.aims_at_model
@@ -172,13 +172,15 @@ def drawn_labels(probabilities: Tensor) -> Tensor:
 
 def _divergences(
     turn: Layers,
-    inputs: Sequence[LayerInput],
+    inputs: list[LayerInput],
     curvature: Mapping[str, Tensor],
     widths: Sequence[Width],
     config: MagRConfig | None,
 ) -> Iterator[tuple[str, tuple[float, ...]]]:
-    for given in inputs:
-        hessian = given.hessian / given.tokens
+    # taken out of the list, as a turn's Hessians are as many as there is memory for
+    while inputs:
+        given = inputs.pop(0)
+        hessian = given.hessian.div_(given.tokens)
         weights = [matrix_of(turn[name]).float() for name in given.names]
         for name, weight in zip(given.names, weights, strict=True):
             _require_finite(name, hessian, weight, curvature[name])

@@ -32,7 +32,7 @@ def fused_sweep_block_(
 ) -> Tensor:
     """The same as `magr_gptq.rounding.kernels.plain.plain_sweep_block_`, arguments and result too.
 
-    Moves differ where rounding decides a tie in another way.
+    Moves differ where rounding decides a tie in another way; a move that changes no loss is not made here.
 
     Raises:
         ValueError: found, residual or hessian is not float32; the grid may have any dtype.

@@ -21,14 +21,15 @@ def plain_sweep_block_(
         δ = (the point of scale·(code − zero) nearest to q + R_j/H_jj) − q
 
     The loss changes by δ(δH_jj − 2R_j), which is not above 0: q is on the grid, so that the nearest point
-    lies between q and twice the way to where the loss is least. Each move brings the residual of the block
-    up to date, R ← R − δH_j. A column that no input ever reached, H_jj ≤ 0, stays.
+    lies between q and twice the way to where the loss is least. It is 0 for a tie at most, which moves, too.
+    Each move brings the residual of the block up to date, R ← R − δH_j. A column that no input ever reached,
+    H_jj ≤ 0, stays.
 
     Args:
         found: Q, [rows, block]; changed in place.
         residual: R = (Ŵ − Q)H at the start, [rows, block]; not changed.
         hessian: [block, block].
-        scale, zero: of every weight, [rows, block].
+        scale, zero: of every weight, [rows, block]; zero points are whole numbers.
         lowest, highest: code; the highest may be every row's own, [rows, 1].
 
     Returns:
@@ -40,13 +41,14 @@ def plain_sweep_block_(
     # in steps of the grid all that a column takes is a sum: fewer passes over it
     codes = torch.where(step != 0, found.mT / step, 0).round_()
     curvature = hessian.diagonal()[:, None]
-    bend = curvature * step
-    reach = torch.where((curvature > 0) & (bend != 0), 1 / bend, 0)
-    least, most = lowest - zeros, (highest.mT if isinstance(highest, Tensor) else highest) - zeros
+    steps_per_residual = 1 / (curvature * step)
+    usable = (curvature > 0) & steps_per_residual.isfinite()
+    steps_per_residual = torch.where(usable, steps_per_residual, 0)
+    low, high = lowest - zeros, (highest.mT if isinstance(highest, Tensor) else highest) - zeros
     moves = torch.empty_like(local)
     for j, code in enumerate(codes):
-        best = torch.addcmul(code, local[j], reach[j]).round_()
-        torch.minimum(torch.maximum(best, least[j], out=best), most[j], out=best)
+        best = torch.addcmul(code, local[j], steps_per_residual[j]).round_()
+        torch.minimum(torch.maximum(best, low[j], out=best), high[j], out=best)
         torch.mul(best.sub_(code), step[j], out=moves[j])
         local[j + 1 :].addr_(hessian[j, j + 1 :], moves[j], alpha=-1)
     found.add_(moves.mT)

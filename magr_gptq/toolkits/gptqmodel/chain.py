@@ -103,8 +103,9 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
             with gram.of_batch() as made:
                 hook(module, inputs, output)
             kept = getattr(getattr(self, "_mask_tls", None), "value", None)
-            # a padded layer's product is of more columns
-            known = () if self.tasks[name]._tp_pad_cols else made
+            # a padded layer's product is of more columns; tokens that the mask does not fit are all counted
+            fits = kept is None or kept.shape == inputs[0].shape[:2]
+            known = made if fits and not self.tasks[name]._tp_pad_cols else ()
             # of the task, as the toolkit keeps a hook for longer than its layer's sums are needed
             chain.pair(name, self.tasks[name].magr_pairs, inputs[0], output, kept, *known)
 

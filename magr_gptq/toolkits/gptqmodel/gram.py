@@ -1,5 +1,7 @@
 """The product XᵀX of a batch as GPTQModel makes it for its Hessian, so that the pairs need not make it again.
 
+Where rows of a batch are padded, GPTQModel makes one of each row, of what is no padding.
+
 What is touched, undone by `Patches.undo`:
 
 - `GPTQ.process_batch`, which returns that product, unscaled, before it is added to the sum.
@@ -19,9 +21,11 @@ from magr_gptq.toolkits.patching import Patches
 
 
 class _Here(threading.local):
-    """Where one thread keeps the product; None where nobody wants it."""
+    """Where one thread keeps the product, None where nobody wants it; whether it is being made."""
 
     found: list[Tensor] | None = None
+    # both optimum's adapter and GPTQModel's may have put this around the function
+    inside = False
 
 
 _here = _Here()
@@ -34,7 +38,7 @@ def apply(patches: Patches) -> None:
 
 @contextmanager
 def of_batch() -> Iterator[list[Tensor]]:
-    """The last product that is made inside, in this thread, if any."""
+    """The sum of the products that are made inside, in this thread, if any."""
     outer = _here.found
     # where both optimum's adapter and GPTQModel's look on, they see the same
     _here.found = [] if outer is None else outer
@@ -46,10 +50,14 @@ def of_batch() -> Iterator[list[Tensor]]:
 
 def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_batch(self: Any, inp: Tensor) -> Any:
-        tokens, product, device = original(self, inp)
-        if _here.found is not None and product is not None:
-            # a copy, as the first one becomes the sum; one, as both may have put this around the function
-            _here.found[:] = [product.clone()]
+        nested, _here.inside = _here.inside, True
+        try:
+            tokens, product, device = original(self, inp)
+        finally:
+            _here.inside = nested
+        if not nested and _here.found is not None and product is not None:
+            # a copy, as the first one becomes the toolkit's sum
+            _here.found[:] = [product.clone() if not _here.found else _here.found[0] + product]
         return tokens, product, device
 
     return process_batch
