@@ -93,13 +93,14 @@ def test_loaders_meet_the_tensors_that_they_know(group_size: int, symmetric: boo
 
 
 def test_every_layer_is_reduced_and_reported(tiny, tmp_path) -> None:
-    used = modifier(3, 32)
+    used = modifier(3, 32, magr={"strength": 0.1})
     quantize([used], tiny, tmp_path / "out")
     report = used.magr_report
     assert sorted(layer.name for layer in report.reduced) == sorted(f"model.layers.0.{n}" for n in LAYERS)
     assert not report.skipped
     assert all(layer.largest_after < layer.largest_before for layer in report.layers)
-    assert all(0 < layer.loss < 1 for layer in report.layers)
+    # a given strength has plain GPTQ beside it
+    assert all(0 < layer.loss < 1 and layer.plain_share < 1 for layer in report.layers)
     assert {(layer.bits, layer.group_size) for layer in report.layers} == {(3, 32)}
 
 
