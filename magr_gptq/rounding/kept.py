@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,37 @@ class Kept:
         )
         rounded = self.rounded.where(better, other.rounded)
         return Kept(rounded, picked, least, largest, self.plain_error, max(self.unimproved, other.unimproved))
+
+
+@dataclass(frozen=True)
+class Held:
+    """Kept rows that wait for a toolkit to round the next candidate: their codes, a byte each.
+
+    codes: code − lowest, uint8 [out, in]. kept: the rest, without a weight.
+    """
+
+    codes: Tensor
+    kept: Kept
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, kept: Kept) -> Held:
+        """The same rows in a quarter of the memory."""
+        rounded = kept.rounded
+        # a byte can't be NaN, so that its row's scale tells
+        broken = ~rounded.weight.isfinite().all(1, keepdim=True)
+        scale = rounded.scale.masked_fill(broken, torch.nan)
+        codes = (rounded.weight / rounded.spread(rounded.scale)).add_(rounded.spread(rounded.zero))
+        # a scale of 0 has no codes
+        codes = codes.round_().sub_(rounded.lowest).nan_to_num_(0, 0, 0).to(torch.uint8)
+        return cls(codes, replace(kept, rounded=replace(rounded, weight=codes[:0], scale=scale)))
+
+    @torch.no_grad()
+    def released(self) -> Kept:
+        """As they were kept."""
+        rounded = self.kept.rounded
+        weight = self.codes.to(rounded.scale).add_(rounded.lowest).sub_(rounded.spread(rounded.zero))
+        return replace(self.kept, rounded=replace(rounded, weight=weight.mul_(rounded.spread(rounded.scale))))
 
 
 def _errors(layer: Layer, quantized: Tensor, target: Tensor, hessian: Tensor) -> Tensor:

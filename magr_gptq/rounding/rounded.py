@@ -54,15 +54,17 @@ class Rounded:
         )
         return replace(self, weight=weight, scale=scale, zero=zero)
 
-    def stored_as(self, dtype: torch.dtype) -> Rounded:
-        """The same codes on the scales that this dtype can hold; what it can't hold stays as it is."""
+    def store_as_(self, dtype: torch.dtype) -> Rounded:
+        """The same codes on the scales that this dtype can hold, in place; what it can't hold stays as it is."""
         held = self.scale.to(dtype).to(self.scale)
         usable = held.isfinite() & (held != 0)
-        return self.scaled(torch.where(usable, held / self.scale, 1.0))
+        return self.scale_(torch.where(usable, held / self.scale, 1.0))
 
-    def scaled(self, factors: Tensor) -> Rounded:
-        """The same codes on other scales; factors are [rows, groups]."""
-        # a row's only factor need not be spread over its columns
-        spread = factors if factors.shape[1] == 1 else factors[:, self.group_of.long()]
-        weight = self.weight * spread
-        return replace(self, weight=weight, scale=self.scale * factors)
+    def scale_(self, factors: Tensor) -> Rounded:
+        """The same codes on other scales; factors are [rows, groups]. The weight is changed in place."""
+        self.weight.mul_(self.spread(factors))
+        return replace(self, scale=self.scale * factors)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """The groups' values [rows, groups] at every column; a row's only one need not be repeated."""
+        return values if values.shape[1] == 1 else values[:, self.group_of.long()]

@@ -88,43 +88,43 @@ def finish(
     Rounding shrinks a row's output, and a sweep on shrunken scales shrinks it again.
 
     Args:
+        best: its weight is changed in place.
         signal: the target times the Hessian, [out, in].
         bits: of the grids, which may be every row's own, [out, 1].
     """
     highest = best.lowest + 2**bits - 1
     for _ in range(plan.sweeps):
-        best = _rescaled(plan, best, target, signal, hessian)
-        swept = _swept(best, target, hessian, highest)
-        if torch.equal(swept.weight, best.weight):
-            return swept
-        best = swept
-    return _rescaled(plan, best, target, signal, hessian)
+        best = _rescale_(plan, best, target, signal, hessian)
+        if not _sweep_(best, target, hessian, highest):
+            return best
+    return _rescale_(plan, best, target, signal, hessian)
 
 
-def _swept(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tensor) -> Rounded:
-    group_of = best.group_of.long()
+def _sweep_(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tensor) -> bool:
+    """Whether any code was moved."""
+    group_of, moved = best.group_of.long(), False
     count = max(1, CHUNK_ELEMENTS // target.shape[1])
-    found = torch.empty_like(best.weight)
-    chunks = (torch.split(x, count) for x in (found, best.weight, target, best.scale, best.zero))
+    chunks = (torch.split(x, count) for x in (best.weight, target, best.scale, best.zero))
     each: Iterable[Any] = torch.split(highest, count) if isinstance(highest, Tensor) else repeat(highest)
-    for (into, rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), each, strict=False):
+    for (rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), each, strict=False):
         swept = coordinate_descent(
             rows, wanted, hessian, scale[:, group_of], zero[:, group_of],
             lowest=best.lowest, highest=top, sweeps=1,
         )  # fmt: skip
-        into.copy_(swept)
-    return replace(best, weight=found)
+        moved = moved or not torch.equal(swept, rows)
+        rows.copy_(swept)
+    return moved
 
 
-def _rescaled(plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
+def _rescale_(plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
     """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
     if not plan.corrects_gain:
-        return best.stored_as(plan.stored)
+        return best.store_as_(plan.stored)
     groups = best.scale.shape[1]
     if groups > 1:
-        best = best.scaled(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
+        best = best.scale_(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
     gain = unbiased_gain(signal, target, best.weight)
-    return best.scaled(gain[:, None].expand_as(best.scale)).stored_as(plan.stored)
+    return best.scale_(gain[:, None].expand_as(best.scale)).store_as_(plan.stored)
 
 
 def _mean_beta(picked: Sequence[Candidate]) -> float | None:

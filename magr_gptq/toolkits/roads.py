@@ -17,7 +17,7 @@ from torch import Tensor
 
 from magr_gptq.config import Plan
 from magr_gptq.reduction.factorization import Factorization, Share
-from magr_gptq.rounding.kept import Kept
+from magr_gptq.rounding.kept import Held, Kept
 from magr_gptq.rounding.layer import Layer, prepare
 from magr_gptq.rounding.order import back_in_place
 from magr_gptq.rounding.rounded import Rounded
@@ -92,7 +92,7 @@ def _together(passage: Passage, round_rows: RoundRows) -> Settled:
 
 def _one_by_one(passage: Passage, home: torch.device, round_rows: RoundRows) -> Settled:
     """Home: where rows are kept and chosen."""
-    device, kept = passage.hessian.device, None
+    device, held = passage.hessian.device, None
     elsewhere = "" if home == device else f", chosen on the {home.type.upper()}"
     if elsewhere or not is_large_and_tall(*passage.weight.shape):
         message = f"{device} has no memory for all candidates of a layer: rounded one by one{elsewhere}"
@@ -102,11 +102,11 @@ def _one_by_one(passage: Passage, home: torch.device, round_rows: RoundRows) -> 
         layer, rows = prepare(passage.weight, passage.hessian, passage.plan, share, [number])
         rounded = _rounded(passage, layer, rows, round_rows).to(home)
         layer = layer.to(home)
-        one = Kept.of(layer, rounded)
-        kept = kept.or_better(one) if kept else one
-        del rounded, one  # the next one takes their memory
-    assert kept is not None
-    found = settle(layer, kept)
+        kept = Kept.of(layer, rounded)
+        held = Held.of(held.released().or_better(kept) if held else kept)
+        del rounded, kept  # the next one takes their memory
+    assert held is not None
+    found = settle(layer, held.released())
     return replace(found, rounded=found.rounded.to(device))
 
 

@@ -2,7 +2,7 @@ r"""Does the expected divergence order layers as rounding one of them at a time 
 
     python -m eval.studies.bits.order $M --calibration $C --evaluation $E --out ORDER.json
 
-Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at 2, 3 and 4 bits. Then
+Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at every one of `--bits`. Then
 the divergence of the model is measured on held-out windows, and the layer is put back. Prints the rank
 correlation with the expected divergence, and with the error of the layer alone.
 """
@@ -29,13 +29,12 @@ from magr_gptq.app.text import random_windows
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_score.windows import TOKENIZER, cut_windows, tokenize
 
-BITS = (2, 3, 4)
 ROWS_AT_ONCE = 8
 
 
 @torch.no_grad()
 def measured(
-    model: Any, found: Survey, batches: list[torch.Tensor], text: Text, group: int
+    model: Any, found: Survey, batches: list[torch.Tensor], text: Text
 ) -> list[dict[str, Any]]:
     """One record a layer and width."""
     layers = layers_to_plan(model, "gptqmodel")
@@ -46,14 +45,15 @@ def measured(
         for name in given.names:
             weight = layers[name].weight.data
             kept = weight.clone()
-            for place, bits in enumerate(BITS):
-                rounded = LayerQuantizer(Setting(name, "magr", bits, group))(kept, hessian)
+            for place, width in enumerate(found.widths):
+                setting = Setting(name, "magr", width.bits, width.group_size)
+                rounded = LayerQuantizer(setting)(kept, hessian)
                 weight.copy_(rounded)
                 change = rounded - kept
                 records.append(
                     {
                         "layer": name,
-                        "bits": bits,
+                        "bits": width.bits,
                         "measured": text.divergence(model),
                         "expected": found.layers[name].divergences[place],
                         "error": float(torch.linalg.vecdot(change @ hessian, change).sum()),
@@ -66,7 +66,7 @@ def measured(
 def correlations(records: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Spearman's, by bits, of what is expected and of the error alone with what was measured."""
     table = {}
-    for bits in BITS:
+    for bits in sorted({record["bits"] for record in records}):
         rows = [record for record in records if record["bits"] == bits]
         table[str(bits)] = {
             key: round(float(spearmanr([r[key] for r in rows], [r["measured"] for r in rows])[0]), 3)
@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--evaluation", type=Path, required=True)
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
     parser.add_argument("--group-size", type=int, default=-1)
     parser.add_argument("--rows", type=int, default=64, help="calibration windows of 256 tokens")
     parser.add_argument("--limit", type=int, default=32, help="scored windows of 256 tokens")
@@ -94,13 +95,13 @@ def main() -> None:
     batches = list(rows.split(ROWS_AT_ONCE))
     scored = tokenize(tokenizer, args.evaluation.read_text(encoding="utf-8"), TOKENIZER)[1]
     text = Text.of(model, cut_windows(scored, CONTEXT, args.limit, beginning))
-    widths = [Width(bits, args.group_size) for bits in BITS]
+    widths = [Width(bits, args.group_size) for bits in args.bits]
     # one layer alone is rounded, so that no other undoes its error
     config = MagRConfig(target="layer")
     found = survey(
         model, batches, widths, engine="gptqmodel", sym=True, config=config, advance=lambda *_: None
     )
-    records = measured(model, found, batches, text, args.group_size)
+    records = measured(model, found, batches, text)
     table = correlations(records)
     print(json.dumps(table))
     args.out.write_text(json.dumps({"correlations": table, "records": records}, indent=1) + "\n")

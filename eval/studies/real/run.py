@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.lib.auto_round import RECIPES
 from eval.lib.checkpoints import divergences
 from eval.studies.quality.run import UNQUANTIZED, heading, path
 from eval.studies.real.fetch import SOURCES, fetch
@@ -28,6 +29,8 @@ from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.app.scoring import score
 
 METHODS: dict[str, dict[str, Any] | None] = {"gptq": None, "paper": {"preset": "paper"}, "default": {}}
+# those of `auto_round_cells`, too
+COLUMNS = (*METHODS, *RECIPES)
 
 
 class Cell(NamedTuple):
@@ -101,10 +104,10 @@ def table(args: argparse.Namespace) -> None:
         found.setdefault(grid, {}).setdefault(cell["method"], []).append(cell)
     whole = json.loads(path(args.out, UNQUANTIZED).read_text())
     print(f"unquantized: perplexity {whole['perplexity']:.2f}\n")
-    print("| grid | windows | " + " | ".join(METHODS) + " |")
-    print("|---|---|" + "---|" * len(METHODS))
+    print("| grid | windows | " + " | ".join(COLUMNS) + " |")
+    print("|---|---|" + "---|" * len(COLUMNS))
     for (bits, group_size, samples), cells in sorted(found.items()):
-        entries = [entry(cells.get(method, []), cells.get("gptq", [])) for method in METHODS]
+        entries = [entry(cells.get(method, []), cells.get("gptq", [])) for method in COLUMNS]
         print(f"| {heading(-bits, group_size).replace('w', 'W')} | {samples} | " + " | ".join(entries) + " |")
 
 
@@ -120,16 +123,13 @@ def entry(cells: list[dict[str, Any]], plain: list[dict[str, Any]]) -> str:
     return f"{mean:.4f}{spread}{share}; {statistics.mean(cell['perplexity'] for cell in cells):.2f}"
 
 
-def main() -> None:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run", help="measure what is missing")
+def add_arguments(running: argparse.ArgumentParser, methods: list[str]) -> None:
+    """Those of a run: which model, which cells, how they are made and scored."""
     running.add_argument("model", choices=SOURCES)
     running.add_argument("--calibration", type=Path, required=True, help="text file")
     running.add_argument("--evaluation", type=Path, required=True, help="held-out text file")
     running.add_argument("--models", type=Path, default=Path("runs/real"), help="folder of fetched models")
-    running.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    running.add_argument("--methods", nargs="+", choices=methods, default=methods)
     running.add_argument("--bits", type=int, nargs="+", default=[3, 2, 4])
     running.add_argument("--group-sizes", type=int, nargs="+", default=[64, -1])
     running.add_argument("--samples", type=int, default=16, help="calibration windows")
@@ -137,11 +137,19 @@ def main() -> None:
     running.add_argument("--limit", type=int, default=40, help="scored windows")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "real.log"))
+    running.add_argument("--out", type=Path, required=True, help="folder of the results")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    running = commands.add_parser("run", help="measure what is missing")
+    add_arguments(running, methods=list(METHODS))
     running.set_defaults(command=run)
     printing = commands.add_parser("table", help="print the results so far")
     printing.set_defaults(command=table)
-    for command in (running, printing):
-        command.add_argument("--out", type=Path, required=True, help="folder of the results")
+    printing.add_argument("--out", type=Path, required=True, help="folder of the results")
     args = parser.parse_args()
     args.command(args)
 

@@ -1,0 +1,62 @@
+r"""auto-round's checkpoints of a pretrained model: cells next to those of `run.py`.
+
+    python -m eval.studies.real.auto_round_cells smollm2 --calibration wikitext-2/valid.txt \
+        --evaluation wikitext-2/test.txt --limit 20 --out eval/studies/real/results/smollm2
+
+See `eval.lib.auto_round`. Windows are those that `run.py` calibrates with, and each checkpoint is scored as
+there. Numbers are bfloat16 in training, as auto-round has it by default, or float32 with `--float32`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from eval.lib import auto_round
+from eval.studies.quality.run import path
+from eval.studies.real.fetch import SOURCES, fetch
+from eval.studies.real.run import Cell, add_arguments, batches, write
+from magr_gptq.app.scoring import diverge
+from magr_gptq.app.text import load_text, random_windows
+from magr_score.windows import TOKENIZER, tokenize
+
+
+def measure(cell: Cell, model: Path, args: argparse.Namespace) -> None:
+    """Quantize, save, score elsewhere; the checkpoint is not kept."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    beginning, tokens = tokenize(tokenizer, load_text(str(args.calibration)), TOKENIZER)
+    windows = random_windows(tokens, cell.samples, args.seqlen, cell.seed, beginning)
+    with tempfile.TemporaryDirectory(prefix="auto-round-") as folder:
+        checkpoint, record = auto_round.quantize(
+            str(model), windows, folder, recipe=cell.method, bits=cell.bits, group_size=cell.group_size,
+            seed=cell.seed, amp=not args.float32,
+        )  # fmt: skip
+        found = diverge(
+            str(model.resolve()), checkpoint, args.evaluation.resolve(), engine="gptqmodel",
+            seqlen=args.seqlen, limit=args.limit, log=args.log,
+        )  # fmt: skip
+    write(args.out, cell.name, {**cell._asdict(), "threads": torch.get_num_threads(), **record, **found})
+
+
+def main() -> None:
+    """Measure every cell that has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_arguments(parser, methods=list(auto_round.RECIPES))
+    parser.add_argument("--float32", action="store_true", help="train in float32")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = args.models / args.model
+    if not model.exists():
+        fetch(SOURCES[args.model], model)
+    for cell in (cell for cells in batches(args) for cell in cells):
+        # looked up now, not before: another run may share the folder
+        if not path(args.out, cell.name).exists():
+            measure(cell, model, args)
+
+
+if __name__ == "__main__":
+    main()
