@@ -180,6 +180,13 @@ def one_of(found):
     return layer, rows
 
 
+def test_a_layer_ends_in_the_memory_of_its_rounded_rows() -> None:
+    """A second weight there would be the peak of large layers."""
+    layer = prepared(weight_of(16, 96), hessian_of(96), bits=BITS, config=MagRConfig(search=False))
+    rounded = toolkit(layer, hessian_of(96))
+    assert layer.settle(rounded).rounded.weight.data_ptr() == rounded.weight.data_ptr()
+
+
 @pytest.mark.parametrize("lowest", [0, -128])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_rows_that_wait_are_what_they_were(groups: int, lowest: int) -> None:
