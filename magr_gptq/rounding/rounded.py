@@ -55,7 +55,7 @@ class Rounded:
         return replace(self, weight=weight, scale=scale, zero=zero)
 
     def store_as_(self, dtype: torch.dtype) -> Rounded:
-        """The same codes on the scales that this dtype can hold, in place; what it can't hold stays as it is."""
+        """The same codes on the scales that this dtype can hold, in place; what it can't hold stays."""
         held = self.scale.to(dtype).to(self.scale)
         usable = held.isfinite() & (held != 0)
         return self.scale_(torch.where(usable, held / self.scale, 1.0))

@@ -1,7 +1,7 @@
 """The roads of a layer's candidates through a toolkit's rounding.
 
 All go in one pass, as rows of one taller layer, where memory allows. Else they go one by one, and every row
-keeps the better one each time: that takes the memory of plain GPTQ and up to three weights. Where a device
+keeps the better one each time: that takes the memory of plain GPTQ and up to two weights. Where a device
 lacks even that, rows are kept and chosen on the CPU.
 """
 

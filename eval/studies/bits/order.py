@@ -2,8 +2,8 @@ r"""Does the expected divergence order layers as rounding one of them at a time 
 
     python -m eval.studies.bits.order $M --calibration $C --evaluation $E --out ORDER.json
 
-Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at every one of `--bits`. Then
-the divergence of the model is measured on held-out windows, and the layer is put back. Prints the rank
+Every linear layer below the head is rounded alone, by GPTQ with MagR in memory, at each of `--bits`. Then the
+divergence of the model is measured on held-out windows, and the layer is put back. Prints the rank
 correlation with the expected divergence, and with the error of the layer alone.
 """
 
@@ -33,9 +33,7 @@ ROWS_AT_ONCE = 8
 
 
 @torch.no_grad()
-def measured(
-    model: Any, found: Survey, batches: list[torch.Tensor], text: Text
-) -> list[dict[str, Any]]:
+def measured(model: Any, found: Survey, batches: list[torch.Tensor], text: Text) -> list[dict[str, Any]]:
     """One record a layer and width."""
     layers = layers_to_plan(model, "gptqmodel")
     records = []

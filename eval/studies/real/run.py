@@ -104,10 +104,11 @@ def table(args: argparse.Namespace) -> None:
         found.setdefault(grid, {}).setdefault(cell["method"], []).append(cell)
     whole = json.loads(path(args.out, UNQUANTIZED).read_text())
     print(f"unquantized: perplexity {whole['perplexity']:.2f}\n")
-    print("| grid | windows | " + " | ".join(COLUMNS) + " |")
-    print("|---|---|" + "---|" * len(COLUMNS))
+    columns = [method for method in COLUMNS if any(method in cells for cells in found.values())]
+    print("| grid | windows | " + " | ".join(columns) + " |")
+    print("|---|---|" + "---|" * len(columns))
     for (bits, group_size, samples), cells in sorted(found.items()):
-        entries = [entry(cells.get(method, []), cells.get("gptq", [])) for method in COLUMNS]
+        entries = [entry(cells.get(method, []), cells.get("gptq", [])) for method in columns]
         print(f"| {heading(-bits, group_size).replace('w', 'W')} | {samples} | " + " | ".join(entries) + " |")
 
 
