@@ -86,8 +86,8 @@ class Held:
         broken = ~rounded.weight.isfinite().all(1, keepdim=True)
         scale = rounded.scale.masked_fill(broken, torch.nan)
         codes = (rounded.weight / rounded.spread(rounded.scale)).add_(rounded.spread(rounded.zero))
-        # a scale of 0 has no codes
-        codes = codes.round_().sub_(rounded.lowest).nan_to_num_(0, 0, 0).to(torch.uint8)
+        # where a scale is 0, any code will do
+        codes = codes.round_().sub_(rounded.lowest).to(torch.uint8)
         return cls(codes, replace(kept, rounded=replace(rounded, weight=codes[:0], scale=scale)))
 
     @torch.no_grad()
