@@ -36,7 +36,7 @@ def quantize(
     """Train, round and save; the checkpoint, which lies in a folder of its own in there, and what to record.
 
     Args:
-        amp: in bfloat16, auto-round's default, which rounds what is not quantized, too; else float32.
+        amp: train in bfloat16, which is auto-round's default; what is not quantized is saved in it, too.
     """
     from auto_round import AutoRound
 

@@ -88,7 +88,8 @@ class Held:
         codes = (rounded.weight / rounded.spread(rounded.scale)).add_(rounded.spread(rounded.zero))
         # where a scale is 0, any code will do
         codes = codes.round_().sub_(rounded.lowest).to(torch.uint8)
-        return cls(codes, replace(kept, rounded=replace(rounded, weight=codes[:0], scale=scale)))
+        rest = replace(rounded, weight=rounded.weight.new_empty(0), scale=scale)
+        return cls(codes, replace(kept, rounded=rest))
 
     @torch.no_grad()
     def released(self) -> Kept:

@@ -55,13 +55,16 @@ class Rounded:
         return replace(self, weight=weight, scale=scale, zero=zero)
 
     def store_as_(self, dtype: torch.dtype) -> Rounded:
-        """The same codes on the scales that this dtype can hold, in place; what it can't hold stays."""
+        """As `rescale_`: the same codes on the scales that this dtype can hold; what it can't hold stays."""
         held = self.scale.to(dtype).to(self.scale)
         usable = held.isfinite() & (held != 0)
-        return self.scale_(torch.where(usable, held / self.scale, 1.0))
+        return self.rescale_(torch.where(usable, held / self.scale, 1.0))
 
-    def scale_(self, factors: Tensor) -> Rounded:
-        """The same codes on other scales; factors are [rows, groups]. The weight is changed in place."""
+    def rescale_(self, factors: Tensor) -> Rounded:
+        """The same codes on other scales, in the memory of these rows, which are of no use any longer.
+
+        factors: [rows, groups].
+        """
         self.weight.mul_(self.spread(factors))
         return replace(self, scale=self.scale * factors)
 

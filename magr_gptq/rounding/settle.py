@@ -51,7 +51,7 @@ class Settled:
 
 @torch.no_grad()
 def settle(layer: Layer, kept: Kept) -> Settled:
-    """Refine what every row keeps, undo its bias.
+    """Refine what every row keeps, undo its bias; the result has the memory of the kept rows.
 
     Raises:
         ValueError: a row that is not finite under any candidate.
@@ -122,9 +122,9 @@ def _rescale_(plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian
         return best.store_as_(plan.stored)
     groups = best.scale.shape[1]
     if groups > 1:
-        best = best.scale_(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
+        best = best.rescale_(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
     gain = unbiased_gain(signal, target, best.weight)
-    return best.scale_(gain[:, None].expand_as(best.scale)).store_as_(plan.stored)
+    return best.rescale_(gain[:, None].expand_as(best.scale)).store_as_(plan.stored)
 
 
 def _mean_beta(picked: Sequence[Candidate]) -> float | None:

@@ -138,7 +138,7 @@ def test_scales_in_groups_have_the_least_loss_of_all_unbiased_ones(refine: int) 
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
         factors = 1 + 0.05 * torch.randn(kept.scale.shape, generator=generator)
-        other = replace(kept, weight=kept.weight.clone()).scale_(factors).weight
+        other = replace(kept, weight=kept.weight.clone()).rescale_(factors).weight
         unbiased = other * (energy / (signal * other).sum(1))[:, None]
         assert (squared_norm(weight - unbiased, hessian) >= loss * (1 - 1e-3)).all()
 

@@ -374,7 +374,21 @@ def run_layer(weight, hessian, bits: int = 2, **settings):
     task = GPTQ(layer, qcfg=config)
     task.quantizer.configure(perchannel=True)
     task.H, task.nsamples = hessian.clone(), 1024
-    return task.quantize()
+    found = task.quantize()
+    report = getattr(config, "magr_report", None)
+    # a layer that is left to the toolkit would pass many a test, too
+    assert report is None or not any(layer.skipped for layer in report.layers)
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings", [{"preset": "paper"}, {"search": False}, {"search": False, "reorder": False}]
+)
+def test_a_single_candidate_is_refined_outside_of_a_run_too(settings: dict, switched_on) -> None:
+    """Where nobody has turned on inference mode, and nothing has copied what the toolkit returned."""
+    weight, hessian = weight_of(16, 64), hessian_of(64)
+    plain = run_layer(weight, hessian, group_size=32)[0]
+    assert not torch.equal(run_layer(weight, hessian, group_size=32, magr=settings)[0], plain)
 
 
 @pytest.mark.parametrize("group_size", [-1, 32])

@@ -4,7 +4,7 @@ r"""auto-round's checkpoints of a pretrained model: cells next to those of `run.
         --evaluation wikitext-2/test.txt --limit 20 --out eval/studies/real/results/smollm2
 
 See `eval.lib.auto_round`. Windows are those that `run.py` calibrates with, and each checkpoint is scored as
-there. Numbers are bfloat16 in training, as auto-round has it by default, or float32 with `--float32`.
+there. auto-round trains in bfloat16, as it does by default, and as both models were saved.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ def measure(cell: Cell, model: Path, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="auto-round-") as folder:
         checkpoint, record = auto_round.quantize(
             str(model), windows, folder, recipe=cell.method, bits=cell.bits, group_size=cell.group_size,
-            seed=cell.seed, amp=not args.float32,
+            seed=cell.seed, amp=True,
         )  # fmt: skip
         found = diverge(
             str(model.resolve()), checkpoint, args.evaluation.resolve(), engine="gptqmodel",
             seqlen=args.seqlen, limit=args.limit, log=args.log,
         )  # fmt: skip
-    write(args.out, cell.name, {**cell._asdict(), "threads": torch.get_num_threads(), **record, **found})
+    versions = {**found["versions"], **record.pop("versions")}
+    record |= {"threads": torch.get_num_threads(), "versions": versions}
+    write(args.out, cell.name, {**cell._asdict(), **found, **record})
 
 
 def main() -> None:
     """Measure every cell that has no result yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add_arguments(parser, methods=list(auto_round.RECIPES))
-    parser.add_argument("--float32", action="store_true", help="train in float32")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     model = args.models / args.model
