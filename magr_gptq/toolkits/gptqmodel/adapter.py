@@ -112,8 +112,6 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     return quantize
 
 
-# as the toolkit's own `quantize` is: what that returns can be changed in place there alone
-@torch.inference_mode()
 def quantize_layer(task: Any, quantize: Callable[[], Any]) -> Any:
     """Have the toolkit's own `quantize` round MagR's rows in place of the layer's, where `magr` asks for it.
 

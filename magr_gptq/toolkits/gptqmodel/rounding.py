@@ -55,6 +55,9 @@ class Rounding:
             if task.module is not stand_in:
                 self.retried = found
                 raise RetriedError
+            if weight.is_inference() and not torch.is_inference_mode_enabled():
+                # optimum is not in that mode, and what was made in it can't be changed outside
+                weight = weight.clone()
         finally:
             # where memory ran out, the rows must not stay
             task.module, task.module_copy = self._module, None
