@@ -313,6 +313,13 @@ MUTATIONS = [
     ),
     Mutation(
         "toolkits/gptqmodel/rounding.py",
+        "weight = weight.clone()",
+        "pass",
+        "gptqmodel",
+        "single_candidate",
+    ),
+    Mutation(
+        "toolkits/gptqmodel/rounding.py",
         "if task.module is not stand_in:",
         "if False:",
         "gptqmodel",

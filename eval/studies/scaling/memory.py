@@ -19,9 +19,9 @@ from typing import Any
 
 SETTINGS = {
     "plain": None,
-    "MagR, reorder=False": {"reorder": False},
-    "MagR": {},
-    "MagR, with the inputs of both chains": {"halves": "inputs"},
+    'MagR, target="layer", reorder=False': {"target": "layer", "reorder": False},
+    'MagR, target="layer"': {"target": "layer"},
+    "MagR": {"halves": "inputs"},
     "MagR, of a layer that writes into the stream": {"halves": "inputs and stream"},
 }
 # group size, and whether the toolkit rounds columns in an order of its own, as it does by default
