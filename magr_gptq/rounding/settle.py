@@ -21,8 +21,10 @@ from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
-# rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers
+# rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers, which stay in a cache;
+# a GPU is idle with so few rows
 CHUNK_ELEMENTS = 2**21
+DEVICE_CHUNK_ELEMENTS = 2**24
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def finish(
 def _sweep_(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tensor) -> bool:
     """Whether any code was moved."""
     group_of, moved = best.group_of.long(), False
-    count = max(1, CHUNK_ELEMENTS // target.shape[1])
+    elements = CHUNK_ELEMENTS if target.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS
+    count = max(1, elements // target.shape[1])
     chunks = (torch.split(x, count) for x in (best.weight, target, best.scale, best.zero))
     each: Iterable[Any] = torch.split(highest, count) if isinstance(highest, Tensor) else repeat(highest)
     for (rows, wanted, scale, zero), top in zip(zip(*chunks, strict=True), each, strict=False):

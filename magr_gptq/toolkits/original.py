@@ -86,15 +86,18 @@ class Original:
         block, layout = self._on(args[0].device, args, kwargs)
         ending = {child for child, last in layout.last.items() if last in wanted}
         here = self._here
-        here.number, here.home, here.wanted, here.seen = number, home, wanted, Seen(stream={BLOCK: args[0]})
+        seen = Seen(stream={BLOCK: args[0]})
+        here.number, here.home, here.wanted, here.seen = number, home, wanted, seen
         here.pending = {*wanted, *ending}
         try:
-            here.seen.output = first_of(block(*args, **kwargs))
+            seen.output = first_of(block(*args, **kwargs))
         except _Enough:
-            return here.seen
+            return seen
+        finally:
+            here.seen = Seen()  # who asked for it says how long it is kept
         for child in layout.last:
             self._kept.pop((child, number), None)
-        return here.seen
+        return seen
 
     def _on(
         self, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -15,16 +15,21 @@ from magr_gptq.reduction.target import Half
 class Pairs:
     """Sums over two halves of the calibration documents; see `Half`.
 
-    Batches may come from several threads and devices; the sums lie where the first of them lay.
+    Batches may come from several threads and devices. Each device has sums of its own until they are asked
+    for: moving two matrices with every batch would cost more than making them.
     """
 
     def __init__(self) -> None:
-        self._halves: dict[int, Half] = {}
+        self._halves: dict[tuple[int, torch.device], Half] = {}
+        self._dropped = False
         self._lock = threading.Lock()
 
     @property
     def halves(self) -> list[Half] | None:
-        """Those that any document fell into, two or one; None where nothing was paired."""
+        """Those that any document fell into, two or one, on one device; None where nothing was paired."""
+        if self._dropped:
+            return None
+        self._gather()
         return list(self._halves.values()) or None
 
     @property
@@ -70,19 +75,31 @@ class Pairs:
                 gram -= some.gram
             self._add(half, some)
 
+    def drop(self) -> None:
+        """Have no sums from here on: some documents could not be counted in."""
+        self._dropped = True
+        self._halves = {}
+
     def sum_up(self, reduce: Callable[[Tensor], Any]) -> None:
         """Replace all sums by those of several processes, which `reduce` sums up in place."""
-        for number in sorted(self._halves):
-            half = self._halves[number]
+        self._gather()
+        for _, half in sorted(self._halves.items(), key=lambda item: item[0][0]):
             whole = half.gram.new_tensor(half.whole)
             for sums in (half.gram, half.lacking, whole):
                 reduce(sums)
             half.whole = int(whole)
 
     def _add(self, half: int, some: Half) -> None:
+        place = half, some.gram.device
         with self._lock:
-            held = self._halves.get(half)
-            self._halves[half] = some if held is None else held.add_(some.to(held.gram.device))
+            held = self._halves.get(place)
+            self._halves[place] = some if held is None else held.add_(some)
+
+    def _gather(self) -> None:
+        """Move what other devices have summed up to the first one's."""
+        devices = list(dict.fromkeys(device for _, device in self._halves))
+        for place in [place for place in self._halves if place[1] != devices[0]]:
+            self._add(place[0], self._halves.pop(place).to(devices[0]))
 
 
 def _side(first: int, kept: Tensor) -> Tensor:

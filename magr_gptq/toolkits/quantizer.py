@@ -24,7 +24,9 @@ def shrunk_grid(quantizer: Any, *, factors: Tensor, bits: int, lowest_zero: int 
     def find_shrunk_params(self: Any, x: Any, weight: bool = False) -> None:
         find_params(self, x, weight=weight)
         scale, zero = self.scale, self.zero
-        best = least_error_factor(x.flatten(1), scale, zero, factors, lowest=0, highest=2**bits - 1)
+        # a toolkit whose device runs out of memory goes on elsewhere
+        here = factors.to(scale.device)
+        best = least_error_factor(x.flatten(1), scale, zero, here, lowest=0, highest=2**bits - 1)
         self.scale, self.zero = shrink_grid(scale, zero, beta=best, bits=bits, lowest_zero=lowest_zero)
 
     quantizer.find_params = MethodType(find_shrunk_params, quantizer)

@@ -4,18 +4,23 @@ A toolkit keeps what enters a block once all earlier ones are quantized. Here wh
 unquantized model is kept as well, and a copy of the block from before its first layer was rounded. Whenever
 the toolkit runs a batch through the block, the copy has run it first: so what a layer is given in both chains
 is in memory together, for one batch at a time. That costs one more block and two more hidden states a token,
-and once more what blocks share beside their stream.
+and once more what blocks share beside their stream. Where a device has no room for that, layers aim at their
+own output; the toolkit's run goes on.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
+from magr_gptq.toolkits.memory import is_out_of_memory
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.shared import Shared
@@ -51,6 +56,9 @@ class UndamagedChain:
         self._next: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
         self._last = True
+        self._lost = False
+        # an adapter lets go of a layer's sums once it is rounded
+        self._paired: WeakSet[Pairs] = WeakSet()
         self._handles: list[Any] = []
         self._here = _Here()
 
@@ -59,8 +67,10 @@ class UndamagedChain:
 
         None are wanted in the last pass through a block, which gives the next block's inputs.
         """
-        if block is not self._block:
-            self._block, self._original, self._next = block, Original(block), {}
+        if block is not self._block and not self._lost:
+            self._block, self._original, self._next = block, None, {}
+            with self._or_lost():
+                self._original = Original(block)
         self._last = not wanted
         # a mixture's experts get other tokens in each chain
         self._wanted = frozenset(name for name in wanted if not any(p.isdigit() for p in name.split(".")))
@@ -80,21 +90,38 @@ class UndamagedChain:
             home: the device where a hidden state is kept; None is where the batch is run.
         """
         damaged, rest = args[0], args[1:]
-        if (self._wanted or self._last) and number not in self._next:
-            # nothing is damaged before the first block
-            state = self.states.get(number, damaged).to(damaged.device)
-            self._run(number, (state, *rest), kwargs, home or damaged.device)
-            self._here.damaged_stream[BLOCK] = damaged
-        if self._last:
-            self.states[number] = self._next.pop(number)
+        # another thread may lose the chain meanwhile
+        original, states, upcoming = self._original, self.states, self._next
+        if original is None:
+            return
+        with self._or_lost():
+            if (self._wanted or self._last) and number not in upcoming:
+                home = home or damaged.device
+                # nothing is damaged before the first block
+                state = states.get(number, damaged).to(damaged.device)
+                with torch.no_grad(), self._shared.own(number, kwargs) as own:
+                    seen = original.run(number, (state, *rest), own, self._wanted, home)
+                self._here.start(number, seen)
+                self._here.damaged_stream[BLOCK] = damaged
+                if seen.output is not None:
+                    upcoming[number] = seen.output.to(home)
+            if self._last:
+                states[number] = upcoming.pop(number)
 
-    def _run(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: torch.device) -> None:
-        assert self._original is not None
-        with torch.no_grad(), self._shared.own(number, kwargs) as own:
-            seen = self._original.run(number, args, own, self._wanted, home)
-        self._here.start(number, seen)
-        if seen.output is not None:
-            self._next[number] = seen.output.to(home)
+    @contextmanager
+    def _or_lost(self) -> Iterator[None]:
+        """Where memory runs out, no layer is paired from here on, and all that the chain keeps is let go."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "no memory for the unquantized chain: layers aim at their own output from here on"
+            warnings.warn(f"magr: {message}", stacklevel=4)
+            self._lost, self._original, self._here = True, None, _Here()
+            self.states, self._next = {}, {}
+            for pairs in self._paired:
+                pairs.drop()
 
     def pair(
         self,
@@ -113,16 +140,13 @@ class UndamagedChain:
             kept: [documents, tokens], false where a token is padding; None where none is.
             gram: XᵀX of its tokens without padding, where the toolkit has made it; see `Pairs.add`.
         """
-        undamaged = self._here.seen.taken.pop(name, None)
-        if undamaged is None or self._original is None:
+        undamaged, original = self._here.seen.taken.pop(name, None), self._original
+        if undamaged is None or original is None:
             return
-        place = self._original.written_at(name)
+        place = original.written_at(name)
         spoiled = damaged if place is None else returned
         if undamaged.shape != spoiled.shape:
             return
-        lacking = undamaged.float() - spoiled.float()
-        if place is not None:
-            lacking += self._missing_stream(place)
         documents = len(damaged) if damaged.ndim > 2 else 1
         if kept is not None:
             if damaged[..., 0].numel() % kept.numel():
@@ -132,15 +156,24 @@ class UndamagedChain:
             kept = kept.repeat_interleave(damaged[..., 0].numel() // kept.numel(), 1)
         if not documents:
             return
-        parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
-        first = self._here.number * documents
-        pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)
+        self._paired.add(pairs)
+        with self._or_lost():
+            # a toolkit may run a layer on another device than its block
+            lacking = undamaged.to(spoiled.device).float() - spoiled.float()
+            if place is not None:
+                lacking += self._missing_stream(place).to(spoiled.device)
+            parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
+            first = self._here.number * documents
+            pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)
 
     def close(self) -> None:
         """End the pass."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        # the last batch's tensors, whose memory is for the rounding
+        self._here = _Here()
+        self._paired.clear()
         if self._last:
             self._block = self._original = None
 

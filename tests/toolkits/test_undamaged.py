@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from magr_gptq.reduction.target import Half
+from magr_gptq.toolkits import undamaged
 from magr_gptq.toolkits.block_passes import BlockPasses
+from magr_gptq.toolkits.original import Original
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.stream import BLOCK, layout_of
 from magr_gptq.toolkits.undamaged import UndamagedChain
@@ -404,6 +406,48 @@ def test_blocks_that_run_in_turns_have_no_chain(blocks, inputs) -> None:
         state = block(state)[0]
     assert passes.end(blocks[0].up) is None
     assert passes.end(blocks[1].up) is None
+
+
+@pytest.mark.parametrize("place", ["copy", "run", "pair"])
+def test_without_memory_the_chain_ends_and_the_toolkit_goes_on(place, blocks, inputs, monkeypatch) -> None:
+    chain = UndamagedChain()
+    assert follow(chain, blocks[0], inputs, "value")["value"].halves
+    follow(chain, blocks[0], inputs)
+    names = {"copy": (undamaged, "Original"), "run": (Original, "run"), "pair": (Pairs, "add")}
+    real, calls = getattr(*names[place]), []
+
+    def short(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) == (1 if place == "copy" else 3):
+            raise torch.OutOfMemoryError("no room")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(*names[place], short)
+    with pytest.warns(UserWarning, match="no memory for the unquantized chain"):
+        pairs = follow(chain, blocks[1], inputs, "value")
+    # what was summed up of some documents says too little of all
+    assert pairs["value"].halves is None
+    assert follow(chain, blocks[1], inputs, "up")["up"].halves is None
+    follow(chain, blocks[1], inputs)
+    assert not chain.states
+
+
+def test_another_error_is_not_taken_for_missing_memory(blocks, inputs, monkeypatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Pairs, "add", fails)
+    with pytest.raises(RuntimeError, match="do not fit"):
+        follow(UndamagedChain(), blocks[0], inputs, "value")
+
+
+def test_nothing_of_the_last_batch_is_kept_while_layers_are_rounded(blocks, inputs) -> None:
+    chain = UndamagedChain()
+    follow(chain, blocks[0], inputs, "value")
+    assert not chain._here.damaged_stream
+    assert chain._here.seen.output is None
+    assert not chain._here.seen.stream
+    assert not chain._original._here.seen.stream
 
 
 @pytest.mark.parametrize("documents", [1, 3])

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from magr_gptq.allocation.worth import Shared, Width, divergences
 from magr_gptq.app.inspecting.hessians import (
     EXPERTS_NDIM,
+    TURN_BYTES,
     LayerInput,
     Layers,
     in_turns,
@@ -26,6 +27,7 @@ from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
+from magr_gptq.toolkits.memory import free_bytes
 
 # of what an attention layer's error alone would cost, what is left where the layers after it come near the
 # unquantized model (eval/studies/bits): those of its own block already undo much of it
@@ -54,7 +56,7 @@ def survey(
         InputError: a model with fused experts, whose inputs are not seen, or whose numbers are not finite.
     """
     layers = layers_to_plan(model, engine)
-    turns = list(in_turns(layers))
+    turns = list(in_turns(layers, turn_bytes(model.device)))
     steps = iter(range(1, 10**9))
     total = len(turns) * len(batches) + len(layers)
 
@@ -80,6 +82,12 @@ def survey(
     }
     tokens = sum(batch.numel() for batch in batches)
     return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), tokens)
+
+
+def turn_bytes(device: torch.device) -> int:
+    """For a turn's Hessians: half of what is free, as gradients are there at the same time."""
+    free = free_bytes(device)
+    return TURN_BYTES if free is None else min(TURN_BYTES, free // 2)
 
 
 def _left(name: str, undone: bool) -> float:

@@ -113,8 +113,11 @@ def load_original(folder: Path) -> Any:
     """The unquantized model: in float32 on a CPU; on a GPU in bfloat16, whose exponent gradients need."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto")
-    return (model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model.float()).eval()
+    on_gpu = torch.cuda.is_available()
+    # loaded in that dtype, not cast to it: so RoPE's frequencies stay in float32
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
+    return (model.cuda() if on_gpu else model).eval()
 
 
 @torch.no_grad()

@@ -57,7 +57,9 @@ def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
             _here.inside = nested
         if not nested and _here.found is not None and product is not None:
             # a copy, as the first one becomes the toolkit's sum
-            _here.found[:] = [product.clone() if not _here.found else _here.found[0] + product]
+            # where a device's memory ran out, the toolkit goes on with the next row on the CPU
+            sums = [found.to(product.device) + product for found in _here.found]
+            _here.found[:] = sums or [product.clone()]
         return tokens, product, device
 
     return process_batch

@@ -61,7 +61,8 @@ class Rounding:
         finally:
             # where memory ran out, the rows must not stay
             task.module, task.module_copy = self._module, None
-        return Rounded(weight, scale, zero, group_of)
+        # where the device's memory ran out the toolkit has made the grids on the CPU
+        return Rounded(weight, scale, zero, group_of).to(weight.device)
 
     @contextmanager
     def _own_key(self) -> Iterator[None]:
