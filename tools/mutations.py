@@ -208,13 +208,13 @@ MUTATIONS = [
     Mutation("reduction/target.py", "-(-len(original) // ROWS)", "1", "target"),
     Mutation(
         "toolkits/undamaged.py",
-        "undamaged.float() - spoiled.float()",
-        "undamaged.float()",
+        "undamaged.to(spoiled.device).float() - spoiled.float()",
+        "undamaged.to(spoiled.device).float()",
         "undamaged",
     ),
     Mutation(
         "toolkits/undamaged.py",
-        "lacking += self._missing_stream(place)",
+        "lacking += self._missing_stream(place).to(spoiled.device)",
         "pass",
         "undamaged",
     ),
@@ -232,6 +232,15 @@ MUTATIONS = [
     Mutation("app/planning/survey.py", "labels] -= 1", "labels] -= 0.5", "bits", "curvatures"),
     Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
+    Mutation("toolkits/pairs.py", "if place[1] != devices[0]]", "if False]", "devices"),
+    Mutation("toolkits/pairs.py", "self._dropped = True", "pass", "undamaged"),
+    Mutation("toolkits/undamaged.py", "pairs.drop()", "pass", "undamaged"),
+    Mutation("toolkits/undamaged.py", "undamaged.to(spoiled.device)", "undamaged", "devices"),
+    Mutation("toolkits/quantizer.py", "factors.to(scale.device)", "factors", "devices"),
+    Mutation("toolkits/gptqmodel/rounding.py", "group_of).to(weight.device)", "group_of)", "devices"),
+    Mutation(
+        "toolkits/gptqmodel/gram.py", "found.to(product.device) + product", "found + product", "devices"
+    ),
     Mutation("toolkits/pairs.py", "masked_fill_(~kept, -1)", "clone()", "undamaged"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
     Mutation(
@@ -447,7 +456,7 @@ MUTATIONS = [
         "public_reports",
         "2538",
     ),
-    Mutation("toolkits/undamaged.py", "run(number, args, own,", "run(number, args, kwargs,", "undamaged"),
+    Mutation("toolkits/undamaged.py", "(state, *rest), own,", "(state, *rest), kwargs,", "undamaged"),
     Mutation("toolkits/shared.py", "mapping[key] = value", "pass", "public_reports", "1837"),
     Mutation(
         "toolkits/optimum/adapter.py",
