@@ -376,6 +376,20 @@ MUTATIONS = [
         "cut_for_taller",
     ),
     Mutation(
+        "toolkits/llmcompressor/modifier.py",
+        "eager_where(mirrored)",
+        "eager_where(False)",
+        "llmcompressor_kernels",
+        "never_reach",
+    ),
+    Mutation(
+        "toolkits/llmcompressor/kernels.py",
+        "_put_back(before)",
+        "pass",
+        "llmcompressor_kernels",
+        "afterwards",
+    ),
+    Mutation(
         "toolkits/llmcompressor/stand_in.py",
         "rounded.scale.to(module.weight.dtype).float()",
         "rounded.scale",
