@@ -137,7 +137,8 @@ class MagRGPTQModifier(GPTQModifier):
         for block, modules in held.items():
             # this hook, as all of the toolkit's, is off while it propagates
             self.register_hook(block, partial(self._begin, modules), "forward_pre")
-        self._passes = BlockPasses(held)
+        # the pipeline keeps hidden states there unless it is told otherwise, and does not tell modifiers
+        self._passes = BlockPasses(held, home=torch.device("cpu"))
 
     def _begin(self, modules: list[Any], _module: Any, _args: Any) -> None:
         if self._passes is not None:
