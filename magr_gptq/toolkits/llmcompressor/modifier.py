@@ -165,7 +165,7 @@ class MagRGPTQModifier(GPTQModifier):
         """GPTQModifier's, which adds a batch to the Hessian and counts sequences; counts their tokens."""
         super().calibrate_module(module, args, output)
         if self.magr is not None and isinstance(module, torch.nn.Linear):
-            seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
+            seen = args[0].new_full((), args[0].shape[:-1].numel(), dtype=torch.int64)
             self._tokens[module] = self._tokens.get(module, 0) + seen
             if self._passes is not None:
                 self._passes.add(module, args[0], output)
