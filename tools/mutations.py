@@ -258,6 +258,9 @@ MUTATIONS = [
     Mutation("toolkits/undamaged.py", "if not any(p.isdigit()", "if all(p", "undamaged"),
     Mutation("toolkits/block_passes.py", "owner is block for", "True for", "undamaged"),
     Mutation("toolkits/block_passes.py", "self._batch += 1", "pass", "undamaged"),
+    Mutation(
+        "toolkits/block_passes.py", "args, kwargs, self._home)", "args, kwargs)", "undamaged", "keeps_its_own"
+    ),
     Mutation("toolkits/stream.py", "torch.equal(before + output, after)", "True", "undamaged"),
     Mutation("reduction/shrinkage.py", "(live * (live - 1))", "(live * live)", "shrinkage"),
     Mutation("reduction/shrinkage.py", "share = 2 / tokens", "share = 1 / tokens", "shrinkage"),
@@ -383,6 +386,27 @@ MUTATIONS = [
         "size",
         "llmcompressor_layers",
         "cut_for_taller",
+    ),
+    Mutation(
+        "toolkits/llmcompressor/modifier.py",
+        "eager_where(mirrored)",
+        "eager_where(False)",
+        "llmcompressor_kernels",
+        "never_reach",
+    ),
+    Mutation(
+        "toolkits/llmcompressor/modifier.py",
+        'held, home=torch.device("cpu")',
+        "held",
+        "model_target",
+        "keeps_its_own",
+    ),
+    Mutation(
+        "toolkits/llmcompressor/kernels.py",
+        "_put_back(before)",
+        "pass",
+        "llmcompressor_kernels",
+        "afterwards",
     ),
     Mutation(
         "toolkits/llmcompressor/stand_in.py",

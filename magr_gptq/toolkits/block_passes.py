@@ -20,9 +20,13 @@ from magr_gptq.toolkits.undamaged import UndamagedChain
 
 
 @contextmanager
-def led_along(current: ContextVar[BlockPasses | None], blocks: Iterable[torch.nn.Module]) -> Iterator[None]:
+def led_along(
+    current: ContextVar[BlockPasses | None],
+    blocks: Iterable[torch.nn.Module],
+    home: torch.device | None = None,
+) -> Iterator[None]:
     """A run with the passes of these blocks as the current ones."""
-    passes = BlockPasses(blocks)
+    passes = BlockPasses(blocks, home)
     token = current.set(passes)
     try:
         yield
@@ -45,9 +49,14 @@ class BlockPasses:
     """Leads an `UndamagedChain` along a toolkit's passes, told of tasks alone.
 
     Where blocks are called in another way than one after the other, the chain is lost: no layer has pairs.
+
+    Args:
+        home: the device where the toolkit keeps hidden states between blocks, for the chain's, too; None is
+            where a batch is run.
     """
 
-    def __init__(self, blocks: Iterable[torch.nn.Module]) -> None:
+    def __init__(self, blocks: Iterable[torch.nn.Module], home: torch.device | None = None) -> None:
+        self._home = home
         self._chain = UndamagedChain()
         self._pairs: dict[torch.nn.Module, Pairs] = {}
         self._names: dict[torch.nn.Module, tuple[torch.nn.Module, str]] = {}
@@ -106,7 +115,7 @@ class BlockPasses:
             if self._lost:
                 self._chain.close()
                 return
-        self._chain.run(self._batch, args, kwargs)
+        self._chain.run(self._batch, args, kwargs, self._home)
         self._batch += 1
 
     def _open(self, block: torch.nn.Module) -> bool:

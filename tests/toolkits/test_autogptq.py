@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, modeling_utils
 
 from magr_gptq.toolkits import quantizer
 from magr_gptq.toolkits.autogptq import adapter
+from magr_gptq.toolkits.undamaged import UndamagedChain
 
 pytestmark = pytest.mark.long
 
@@ -265,6 +266,31 @@ def test_a_users_own_class_of_fused_layers_is_quantized_and_read_back(
     rows = calibration_rows(2)
     with torch.no_grad():
         torch.testing.assert_close(read(rows).logits, original(rows).logits, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("positional", "named", "home"),
+    [
+        ((), {}, None),
+        ((), {"cache_examples_on_gpu": False}, torch.device("cpu")),
+        ((8, False, True, False, False), {}, torch.device("cpu")),
+    ],
+    ids=["left out", "named", "by place"],
+)
+def test_hidden_states_are_kept_where_the_toolkit_keeps_its_own(
+    positional, named, home, tiny, switched_on, monkeypatch
+) -> None:
+    """Those of the unquantized model, too."""
+    homes, run = [], UndamagedChain.run
+
+    def noting(self, number, args, kwargs, home=None) -> None:
+        homes.append(home)
+        run(self, number, args, kwargs, home)
+
+    monkeypatch.setattr(UndamagedChain, "run", noting)
+    rows = [{"input_ids": row, "attention_mask": torch.ones_like(row)} for row in calibration_rows()]
+    load(tiny["llama"], bits=4, group_size=32, magr=True).quantize(rows, *positional, **named)
+    assert set(homes) == {home}
 
 
 def test_a_run_that_reduces_nothing_raises(tiny, switched_on) -> None:

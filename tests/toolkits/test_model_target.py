@@ -115,6 +115,23 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
 
 
 @pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
+def test_hidden_states_are_kept_where_the_toolkit_keeps_its_own(road: str, model: str, monkeypatch) -> None:
+    """AutoGPTQ keeps them where a batch is run, unless it is asked to keep them on the CPU."""
+    homes, run = [], UndamagedChain.run
+
+    def noting(
+        self: UndamagedChain, number: int, args: tuple, kwargs: dict, home: torch.device | None = None
+    ) -> None:
+        homes.append(home)
+        run(self, number, args, kwargs, home)
+
+    monkeypatch.setattr(UndamagedChain, "run", noting)
+    with magr_gptq.enabled(road):
+        ROADS[road](model)
+    assert set(homes) == {None if road == "auto-gptq" else torch.device("cpu")}
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
 def test_the_original_model_is_not_needed_for_a_layers_own_output(road: str, model: str, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a second chain was kept")

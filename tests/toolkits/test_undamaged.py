@@ -397,6 +397,20 @@ def test_passes_are_told_apart_by_tasks_alone(blocks, inputs) -> None:
     assert not any(block._forward_pre_hooks for block in blocks)
 
 
+@pytest.mark.parametrize("home", [None, torch.device("cpu"), torch.device("meta")], ids=str)
+def test_hidden_states_are_kept_where_the_toolkit_keeps_its_own(home, blocks, inputs, monkeypatch) -> None:
+    homes, run = [], UndamagedChain.run
+
+    def noting(self, number, args, kwargs, home=None) -> None:
+        homes.append(home)
+        run(self, number, args, kwargs)
+
+    monkeypatch.setattr(UndamagedChain, "run", noting)
+    Toolkit(blocks, BlockPasses(blocks, home)).quantize(inputs, ["value", "up"])
+    assert homes == [home] * len(homes)
+    assert len(homes) == len(blocks) * 3 * len(inputs)
+
+
 def test_blocks_that_run_in_turns_have_no_chain(blocks, inputs) -> None:
     passes = BlockPasses(blocks)
     for block in blocks:

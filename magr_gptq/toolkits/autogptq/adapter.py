@@ -18,6 +18,7 @@ What is touched, why there, all undone by `Patches.undo`:
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -111,7 +112,8 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if config.magr is None:
             return original(self, *args, **kwargs)
         names = {id(module): name for name, module in self.model.named_modules()}
-        with reported_run(config) as report, chain.followed(config.magr, self):
+        home = _home(original, self, *args, **kwargs)
+        with reported_run(config) as report, chain.followed(config.magr, self, home):
             token = _run.set(_Run(config.magr, config.bits, report, names))
             try:
                 return original(self, *args, **kwargs)
@@ -119,6 +121,12 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
                 _run.reset(token)
 
     return quantize
+
+
+def _home(quantize: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.device | None:
+    """Where AutoGPTQ keeps hidden states: on the CPU where it is asked to, else where a batch is run."""
+    given = inspect.signature(quantize).bind(*args, **kwargs).arguments
+    return None if given.get("cache_examples_on_gpu", True) else torch.device("cpu")
 
 
 def count_tokens(task: Any, inputs: Tensor) -> None:
@@ -155,13 +163,17 @@ def _quantize_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     return fasterquant
 
 
-def quantize_model(config: Any, quantize: Callable[[], Any], model: Any = None) -> None:
+def quantize_model(
+    config: Any, quantize: Callable[[], Any], model: Any = None, home: torch.device | None = None
+) -> None:
     """Have the toolkit's own `quantize` make a run with `magr`, under a report.
 
     What an AutoGPTQ with a field `magr` of its own calls; its setting is checked here.
 
     Args:
         model: AutoGPTQ's, whose unquantized outputs the layers come near; without it each comes near its own.
+        home: the device where the toolkit keeps hidden states between blocks, for those of the unquantized
+            model, too; None is where a batch is run.
 
     Raises:
         ValueError, TypeError: the setting makes no sense.
@@ -169,7 +181,7 @@ def quantize_model(config: Any, quantize: Callable[[], Any], model: Any = None) 
     """
     magr = MagRConfig.parse(config.magr)
     config.magr = magr and magr.to_dict()
-    followed = nullcontext() if model is None else chain.followed(magr, model)
+    followed = nullcontext() if model is None else chain.followed(magr, model, home)
     with reported_run(config), applied("auto-gptq", chain.apply), followed:
         quantize()
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from auto_gptq.modeling._utils import get_module_by_name_prefix
 from auto_gptq.quantization import gptq
 from torch import Tensor
@@ -31,11 +32,15 @@ def apply(patches: Patches) -> None:
     patches.wrap(gptq.GPTQ, "add_batch", _add, ("self", "inp", "out"))
 
 
-def followed(magr: MagRConfig | None, model: Any) -> AbstractContextManager[None]:
-    """Lead the unquantized chain along a run of AutoGPTQ's model, where `magr` asks for it."""
+def followed(magr: MagRConfig | None, model: Any, home: torch.device | None) -> AbstractContextManager[None]:
+    """Lead the unquantized chain along a run of AutoGPTQ's model, where `magr` asks for it.
+
+    Args:
+        home: as for `BlockPasses`.
+    """
     if magr is None or not magr.aims_at_model:
         return nullcontext()
-    return led_along(_passes, get_module_by_name_prefix(model.model, model.layers_block_name))
+    return led_along(_passes, get_module_by_name_prefix(model.model, model.layers_block_name), home)
 
 
 def halves_of(layer: Any) -> list[Half] | None:

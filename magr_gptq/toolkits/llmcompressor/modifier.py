@@ -9,7 +9,8 @@ the class known by its name to recipes in YAML:
 What the subclass overrides, and why there:
 
 - `compress_module_list`: here a rank of torchrun, or the only process, has the whole Hessian of
-  each module that it owns. A stand-in with candidate rows is rounded in the module's place.
+  each module that it owns. A stand-in with candidate rows is rounded in the module's place; where grids are
+  mirrored, with the toolkit's Triton kernel switched off for as long (`kernels`).
 - `calibrate_module`: counts the tokens that go into a Hessian, and pairs inputs of both chains;
   `_reduce_hessian_to_target_rank` sums those of torchrun's ranks, as it sums their Hessians.
 - `compress_modules`: ranks whose weights lie in shared CPU memory wait for each other.
@@ -48,6 +49,7 @@ from magr_gptq.toolkits.layer_step import (
     first_line,
     quantize_together,
 )
+from magr_gptq.toolkits.llmcompressor.kernels import eager_where
 from magr_gptq.toolkits.llmcompressor.ranks import require_rows
 from magr_gptq.toolkits.llmcompressor.scheme import grid_of, order_of, require_integer_grid
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
@@ -135,7 +137,8 @@ class MagRGPTQModifier(GPTQModifier):
         for block, modules in held.items():
             # this hook, as all of the toolkit's, is off while it propagates
             self.register_hook(block, partial(self._begin, modules), "forward_pre")
-        self._passes = BlockPasses(held)
+        # the pipeline keeps hidden states there unless it is told otherwise, and does not tell modifiers
+        self._passes = BlockPasses(held, home=torch.device("cpu"))
 
     def _begin(self, modules: list[Any], _module: Any, _args: Any) -> None:
         if self._passes is not None:
@@ -162,7 +165,7 @@ class MagRGPTQModifier(GPTQModifier):
         """GPTQModifier's, which adds a batch to the Hessian and counts sequences; counts their tokens."""
         super().calibrate_module(module, args, output)
         if self.magr is not None and isinstance(module, torch.nn.Linear):
-            seen = args[0].new_tensor(args[0].shape[:-1].numel(), dtype=torch.int64)
+            seen = args[0].new_full((), args[0].shape[:-1].numel(), dtype=torch.int64)
             self._tokens[module] = self._tokens.get(module, 0) + seen
             if self._passes is not None:
                 self._passes.add(module, args[0], output)
@@ -252,14 +255,16 @@ class MagRGPTQModifier(GPTQModifier):
 
     def _round(self, batch: list[Any], passes: Iterable[tuple[int, Tensor, Tensor, Tensor]]) -> list[Rounded]:
         """Have GPTQModifier round a stand-in for each module, by its rows, their factors, and a Hessian."""
-        stand_ins = []
+        stand_ins, mirrored = [], False
         try:
             for number, rows, factors, hessian in passes:
                 module = batch[number]
                 stand_ins.append(stand_in := StandIn(module, rows, factors))
                 self._module_names[stand_in] = self._module_names[module]
                 self._hessians[stand_in], self._num_samples[stand_in] = hessian, self._num_samples[module]
-            super().compress_module_list(stand_ins)
+                mirrored |= bool((factors < 0).any())
+            with eager_where(mirrored):
+                super().compress_module_list(stand_ins)
         finally:
             for stand_in in stand_ins:
                 for known in (self._module_names, self._hessians, self._num_samples):

@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from gptqmodel.quantization.gptq import GPTQ
-from optimum.gptq.utils import get_block_name_with_pattern
+from optimum.gptq.utils import get_block_name_with_pattern, get_device
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.toolkits.block_passes import BlockPasses, led_along
@@ -39,8 +40,16 @@ def followed(quantizer: Any, model: Any) -> AbstractContextManager[None]:
     magr = MagRConfig.parse(quantizer.magr)
     if magr is None or not (magr.aims_at_model and quantizer.cache_block_outputs):
         return nullcontext()
-    blocks = quantizer.block_name_to_quantize or get_block_name_with_pattern(model)
-    return led_along(_passes, model.get_submodule(blocks))
+    name = quantizer.block_name_to_quantize or get_block_name_with_pattern(model)
+    blocks = model.get_submodule(name)
+    return led_along(_passes, blocks, _home(blocks[0]))
+
+
+def _home(block: torch.nn.Module) -> torch.device:
+    """Where optimum keeps hidden states: where it finds the first block, which may be moved to be run."""
+    device: torch.device = get_device(block)
+    # weights that accelerate keeps away are brought to the CPU first
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _begin(original: Callable[..., None]) -> Callable[..., None]:
