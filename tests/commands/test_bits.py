@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.cli import quantize as quantize_module
-from magr_gptq.app.inspecting.hessians import in_turns, layer_inputs
+from magr_gptq.app.inspecting.hessians import TURN_BYTES, layer_inputs
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning import survey as survey_module
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
@@ -292,12 +292,18 @@ def test_a_survey_in_several_turns_is_that_of_one_and_keeps_no_turns_hessians(mo
         return found
 
     monkeypatch.setattr(survey_module, "layer_inputs", seen)
-    monkeypatch.setattr(survey_module, "in_turns", lambda layers: in_turns(layers, 3 * 4 * 128**2))
+    monkeypatch.setattr(survey_module, "turn_bytes", lambda _: 3 * 4 * 128**2)
     found = surveyed()
     assert len(alive) >= 3
     assert steps[-1][0] == steps[-1][1]
     for name, one in whole.layers.items():
         assert found.layers[name].divergences == pytest.approx(one.divergences, rel=1e-3)
+
+
+@pytest.mark.parametrize(("free", "taken"), [(1000, 500), (None, TURN_BYTES), (10 * TURN_BYTES, TURN_BYTES)])
+def test_a_turns_hessians_leave_half_of_what_is_free(free: int | None, taken: int, monkeypatch) -> None:
+    monkeypatch.setattr(survey_module, "free_bytes", lambda _: free)
+    assert survey_module.turn_bytes(torch.device("cpu")) == taken
 
 
 def test_labels_are_drawn_as_often_as_they_are_expected() -> None:
