@@ -233,6 +233,11 @@ MUTATIONS = [
     Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
     Mutation("toolkits/pairs.py", "masked_fill_(~kept, -1)", "clone()", "undamaged"),
+    Mutation("toolkits/original.py", "next(first.parameters())", "next(block.parameters())", "original"),
+    Mutation("toolkits/copying.py", "copy.deepcopy(dict(held))", "dict(held)", "copying"),
+    Mutation("toolkits/copying.py", "instead[id(hook)] = hook", "pass", "copying"),
+    Mutation("toolkits/copying.py", "remove_hook_from_module(module)", "pass", "copying"),
+    Mutation("toolkits/copying.py", "module.forward = MethodType(forward, module)", "pass", "copying"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
     Mutation(
         "toolkits/original.py",
