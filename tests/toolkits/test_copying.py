@@ -1,4 +1,4 @@
-"""A block's copy is one block with weights of its own, wherever the block's weights are kept."""
+"""A copy of a block is one block that runs by itself, wherever the block's weights are kept."""
 
 from __future__ import annotations
 
