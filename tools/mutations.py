@@ -242,6 +242,11 @@ MUTATIONS = [
         "toolkits/gptqmodel/gram.py", "found.to(product.device) + product", "found + product", "devices"
     ),
     Mutation("toolkits/pairs.py", "masked_fill_(~kept, -1)", "clone()", "undamaged"),
+    Mutation("toolkits/original.py", "next(first.parameters())", "next(block.parameters())", "original"),
+    Mutation("toolkits/copying.py", "copy.deepcopy(dict(held))", "dict(held)", "copying"),
+    Mutation("toolkits/copying.py", "instead[id(hook)] = hook", "pass", "copying"),
+    Mutation("toolkits/copying.py", "remove_hook_from_module(module)", "pass", "copying"),
+    Mutation("toolkits/copying.py", "module.forward = MethodType(forward, module)", "pass", "copying"),
     Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
     Mutation(
         "toolkits/original.py",

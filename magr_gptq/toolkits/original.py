@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magr_gptq.toolkits.copying import plain_copy
 from magr_gptq.toolkits.stream import BLOCK, Layout, first_of, layout_of
 
 # where a child has its own forward; a bound method, which follows its module where that is copied
@@ -57,8 +58,8 @@ class Original:
     """The block as it is now, on every device where a batch is run."""
 
     def __init__(self, block: torch.nn.Module) -> None:
-        first = _without_hooks(copy.deepcopy(block))
-        self._copies = {next(block.parameters()).device: first}
+        first = plain_copy(block)
+        self._copies = {next(first.parameters()).device: first}
         self._kept: dict[tuple[str, int], Any] = {}
         self._here = _Here()
         self._lock = threading.Lock()
@@ -195,14 +196,3 @@ def _moved(output: Any, device: torch.device) -> Any:
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
     return next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-
-
-def _without_hooks(block: torch.nn.Module) -> torch.nn.Module:
-    for module in block.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-        # GPTQModel's layers have one of their own
-        for name, none in (("forward_hook", None), ("forward_hook_last", False)):
-            if hasattr(module, name):
-                setattr(module, name, none)
-    return block

@@ -17,6 +17,7 @@ import magr_gptq
 
 pytest.importorskip("llmcompressor")
 
+from compressed_tensors.offload import load_offloaded_model
 from llmcompressor.modifiers.factory import ModifierFactory
 from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -24,6 +25,7 @@ from llmcompressor.recipe import Recipe
 from llmcompressor_runs import digests, quantize, scheme, weights
 from loguru import logger
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from magr_gptq.toolkits.llmcompressor.modifier import MagRGPTQModifier
 
@@ -102,6 +104,16 @@ def test_every_layer_is_reduced_and_reported(tiny, tmp_path) -> None:
     # a given strength has plain GPTQ beside it
     assert all(0 < layer.loss < 1 and layer.plain_share < 1 for layer in report.layers)
     assert {(layer.bits, layer.group_size) for layer in report.layers} == {(3, 32)}
+
+
+def test_a_model_that_is_kept_on_disk_gives_the_same_files(tiny, tmp_path) -> None:
+    quantize([modifier(3, 32)], tiny, tmp_path / "in-memory")
+    places = {"max_memory": {"cpu": 200_000}, "offload_folder": str(tmp_path / "kept")}
+    with load_offloaded_model():
+        model = AutoModelForCausalLM.from_pretrained(tiny, device_map="auto_offload", **places)
+    assert model.model.layers[0].mlp.down_proj._parameters.offload_device == "disk"
+    quantize([modifier(3, 32)], model, tmp_path / "on-disk")
+    assert digests(tmp_path / "on-disk") == digests(tmp_path / "in-memory")
 
 
 @pytest.mark.parametrize("bits", [3, 4])

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
 
 from magr_gptq.toolkits.original import Original
@@ -157,3 +158,11 @@ def test_a_copy_for_another_device_has_weights_of_its_own(block, states) -> None
     other.mlp.up.bias.zero_()
     assert not torch.equal(other.mlp(states[0]), first.mlp(states[0]))
     assert torch.equal(first.mlp(states[0]), block.mlp(states[0]))
+
+
+def test_a_block_whose_weights_are_elsewhere_is_copied_once(block, states) -> None:
+    exact = [given_to(block, state) for state in states]
+    original = Original(cpu_offload(block, execution_device=CPU))
+    for seen, want in zip(run_all(original, states, ["mlp.up"]), exact, strict=True):
+        assert torch.equal(seen.taken["mlp.up"], want["mlp.up"])
+    assert list(original._copies) == [CPU]
