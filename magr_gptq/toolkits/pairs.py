@@ -22,15 +22,14 @@ class Pairs:
     def __init__(self) -> None:
         self._halves: dict[tuple[int, torch.device], Half] = {}
         self._dropped = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def halves(self) -> list[Half] | None:
         """Those that any document fell into, two or one, on one device; None where nothing was paired."""
-        if self._dropped:
-            return None
-        self._gather()
-        return list(self._halves.values()) or None
+        with self._lock:  # layers that share these may be rounded at the same time
+            self._gather()
+            return None if self._dropped else list(self._halves.values()) or None
 
     @property
     def of_output(self) -> bool:
