@@ -21,8 +21,8 @@ from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
-# rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers, which stay in a cache;
-# a GPU is idle with so few rows
+# rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers, so that they stay in a
+# cache; on a GPU, whose kernel has a program for 16 rows, 64 MiB
 CHUNK_ELEMENTS = 2**21
 DEVICE_CHUNK_ELEMENTS = 2**24
 

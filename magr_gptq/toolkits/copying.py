@@ -18,6 +18,7 @@ def plain_copy(block: torch.nn.Module) -> torch.nn.Module:
     """A copy of the block, which stays as it is, to be run where the copy's weights are.
 
     That is where compressed-tensors would run the block, or else where accelerate keeps it, or where it is.
+    Weights that accelerate keeps in a map are shared with it.
     """
     # by id, what deepcopy takes in place of a copy of its own
     instead: dict[int, Any] = {}

@@ -14,6 +14,8 @@ import torch
 # what a toolkit allocates while it rounds, in float32 weights a candidate: 4.3 in GPTQModel's loop
 ROUNDING = 4.3
 MEMINFO = Path("/proc/meminfo")
+# by plain RuntimeErrors: of torch's allocator for the CPU, of CUDA outside of torch's allocator, of cuBLAS
+SAID = ("can't allocate memory", "CUDA error: out of memory", "ALLOC_FAILED")
 # such a layer's candidates are rounded one after another: a toolkit factors the Hessian for each, which takes
 # little of the time where there are many rows
 LARGE, TALL = 2**22, 2
@@ -50,5 +52,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no room."""
-    # torch's allocator for the CPU raises a plain RuntimeError
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(said in str(error) for said in SAID)
+
+
+def is_distributed() -> bool:
+    """Whether this is one of several processes that wait for each other's sums."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

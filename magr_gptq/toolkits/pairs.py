@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.target import Half
+from magr_gptq.toolkits.memory import is_out_of_memory
 
 
 class Pairs:
     """Sums over two halves of the calibration documents; see `Half`.
 
     Batches may come from several threads and devices. Each device has sums of its own until they are asked
-    for: moving two matrices with every batch would cost more than making them.
+    for, so that no matrix is moved with a batch.
     """
 
     def __init__(self) -> None:
@@ -95,10 +97,17 @@ class Pairs:
             self._halves[place] = some if held is None else held.add_(some)
 
     def _gather(self) -> None:
-        """Move what other devices have summed up to the first one's."""
+        """Move what other devices have summed up to the first one's; drop all where it has no room."""
         devices = list(dict.fromkeys(device for _, device in self._halves))
-        for place in [place for place in self._halves if place[1] != devices[0]]:
-            self._add(place[0], self._halves.pop(place).to(devices[0]))
+        try:
+            for place in [place for place in self._halves if place[1] != devices[0]]:
+                self._add(place[0], self._halves.pop(place).to(devices[0]))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = "no memory to bring the sums of all devices together: a layer aims at its own output"
+            warnings.warn(f"magr: {message}", stacklevel=3)
+            self.drop()
 
 
 def _side(first: int, kept: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from magr_gptq.toolkits.memory import is_out_of_memory
+from magr_gptq.toolkits.memory import is_distributed, is_out_of_memory
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
 from magr_gptq.toolkits.shared import Shared
@@ -37,6 +37,10 @@ class _Here(threading.local):
         self.number, self.seen = number, seen
         self.damaged_stream: dict[str, Tensor] = {}
 
+    def missing_stream(self, place: str) -> Tensor:
+        """r − r̂ at a place of the block, float32."""
+        return self.seen.stream[place].float() - self.damaged_stream[place].float()
+
 
 class UndamagedChain:
     """The unquantized chain of one run, which an adapter leads along the toolkit's passes.
@@ -45,7 +49,7 @@ class UndamagedChain:
     which it takes a layer's inputs; `close` after the pass.
 
     states: what enters the next block, by the number of the batch; kept from block to block, as is what
-        blocks share.
+        blocks share. lost: whether memory ran out, so that no layer is paired any longer.
     """
 
     def __init__(self) -> None:
@@ -56,18 +60,21 @@ class UndamagedChain:
         self._next: dict[int, Tensor] = {}
         self._wanted: frozenset[str] = frozenset()
         self._last = True
-        self._lost = False
+        self.lost = False
         # an adapter lets go of a layer's sums once it is rounded
         self._paired: WeakSet[Pairs] = WeakSet()
         self._handles: list[Any] = []
         self._here = _Here()
+        self._lock = threading.Lock()
 
     def open(self, block: torch.nn.Module, wanted: Collection[str]) -> None:
         """Begin a pass: of the layers of these names in the block inputs are wanted.
 
         None are wanted in the last pass through a block, which gives the next block's inputs.
         """
-        if block is not self._block and not self._lost:
+        if self.lost:
+            return
+        if block is not self._block:
             self._block, self._original, self._next = block, None, {}
             with self._or_lost():
                 self._original = Original(block)
@@ -91,7 +98,7 @@ class UndamagedChain:
         """
         damaged, rest = args[0], args[1:]
         # another thread may lose the chain meanwhile
-        original, states, upcoming = self._original, self.states, self._next
+        original, states, upcoming, here = self._original, self.states, self._next, self._here
         if original is None:
             return
         with self._or_lost():
@@ -101,8 +108,8 @@ class UndamagedChain:
                 state = states.get(number, damaged).to(damaged.device)
                 with torch.no_grad(), self._shared.own(number, kwargs) as own:
                     seen = original.run(number, (state, *rest), own, self._wanted, home)
-                self._here.start(number, seen)
-                self._here.damaged_stream[BLOCK] = damaged
+                here.start(number, seen)
+                here.damaged_stream[BLOCK] = damaged
                 if seen.output is not None:
                     upcoming[number] = seen.output.to(home)
             if self._last:
@@ -110,18 +117,22 @@ class UndamagedChain:
 
     @contextmanager
     def _or_lost(self) -> Iterator[None]:
-        """Where memory runs out, no layer is paired from here on, and all that the chain keeps is let go."""
+        """Where memory runs out, no layer is paired from here on, and all that the chain keeps is let go.
+
+        Not under torchrun: the other ranks, which go on, would wait for this one's sums.
+        """
         try:
             yield
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) or is_distributed():
                 raise
             message = "no memory for the unquantized chain: layers aim at their own output from here on"
             warnings.warn(f"magr: {message}", stacklevel=4)
-            self._lost, self._original, self._here = True, None, _Here()
-            self.states, self._next = {}, {}
-            for pairs in self._paired:
-                pairs.drop()
+            with self._lock:
+                self.lost, self._original, self._here, self._shared = True, None, _Here(), Shared()
+                self.states, self._next = {}, {}
+                for pairs in self._paired:
+                    pairs.drop()
 
     def pair(
         self,
@@ -140,7 +151,8 @@ class UndamagedChain:
             kept: [documents, tokens], false where a token is padding; None where none is.
             gram: XᵀX of its tokens without padding, where the toolkit has made it; see `Pairs.add`.
         """
-        undamaged, original = self._here.seen.taken.pop(name, None), self._original
+        here, original = self._here, self._original
+        undamaged = here.seen.taken.pop(name, None)
         if undamaged is None or original is None:
             return
         place = original.written_at(name)
@@ -156,14 +168,17 @@ class UndamagedChain:
             kept = kept.repeat_interleave(damaged[..., 0].numel() // kept.numel(), 1)
         if not documents:
             return
-        self._paired.add(pairs)
+        with self._lock:
+            if self.lost:
+                pairs.drop()
+            self._paired.add(pairs)
         with self._or_lost():
             # a toolkit may run a layer on another device than its block
             lacking = undamaged.to(spoiled.device).float() - spoiled.float()
             if place is not None:
-                lacking += self._missing_stream(place).to(spoiled.device)
+                lacking += here.missing_stream(place).to(spoiled.device)
             parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
-            first = self._here.number * documents
+            first = here.number * documents
             pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)
 
     def close(self) -> None:
@@ -176,11 +191,6 @@ class UndamagedChain:
         self._paired.clear()
         if self._last:
             self._block = self._original = None
-
-    def _missing_stream(self, place: str) -> Tensor:
-        """r − r̂ at a place of the block, float32."""
-        here = self._here
-        return here.seen.stream[place].float() - here.damaged_stream[place].float()
 
     # a function, not a method: who copies a block copies its hooks, and must not copy the chain
 

@@ -38,8 +38,13 @@ def test_where_one_fails_all_end() -> None:
         at_the_same_time({"good": lambda: 1.0, "bad": fails}, 3)
 
 
-def test_a_measurement_is_of_the_checkouts_package() -> None:
+def test_a_measurement_is_of_the_checkouts_package(tmp_path) -> None:
     assert seconds(HERE, "reduce", 16) > 0
+    other = tmp_path / "magr_gptq" / "__init__.py"
+    other.parent.mkdir()
+    other.write_text("def reduce(*_, **__):\n    raise ValueError('of another build')\n")
+    with pytest.raises(RuntimeError, match="of another build"):
+        seconds(tmp_path, "reduce", 16)
 
 
 def test_a_failed_measurement_tells_what_was_printed() -> None:

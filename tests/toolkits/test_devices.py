@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -126,6 +128,39 @@ def test_sums_of_several_devices_come_together_when_they_are_asked_for() -> None
         assert found.whole == half.whole
 
 
+def test_layers_that_share_sums_may_ask_at_the_same_time(monkeypatch) -> None:
+    """GPTQModel rounds q, k and v on several devices at once."""
+    pairs, move = Pairs(), Half.to
+    for number in range(4):
+        pairs.add(number, *(on(torch.randn(1, TOKENS, COLUMNS), number % 2) for _ in range(2)))
+
+    def slow(self: Half, device: torch.device) -> Half:
+        time.sleep(0.1)
+        return move(self, device)
+
+    def ask(_: int) -> list[int]:
+        with Pretending():
+            return [half.whole for half in pairs.halves]
+
+    monkeypatch.setattr(Half, "to", slow)
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(ask, range(3))) == [[1, 2]] * 3
+
+
+def test_where_sums_cannot_come_together_there_are_none(monkeypatch) -> None:
+    pairs = Pairs()
+    for number in range(4):
+        pairs.add(number, *(on(torch.randn(1, TOKENS, COLUMNS), number % 2) for _ in range(2)))
+
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Half, "to", short)
+    with pytest.warns(UserWarning, match="sums of all devices"):
+        assert pairs.halves is None
+    assert pairs.halves is None
+
+
 def test_a_toolkit_may_go_on_with_a_grid_on_the_cpu() -> None:
     """GPTQModel does where a device's memory runs out."""
     quantizer = Quantizer()
@@ -162,6 +197,21 @@ def test_products_of_one_batch_may_be_made_on_several_devices() -> None:
         wrapped(None, None)
         wrapped(None, None)
     assert torch.equal(made[0], 2 * torch.eye(3))
+
+
+def test_a_product_without_memory_is_made_by_the_pairs_again(monkeypatch) -> None:
+    wrapped = gram._process_batch(lambda *_: (4, torch.eye(3), None))
+
+    def short(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with gram.of_batch() as made:
+        wrapped(None, None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "__add__", short)
+            wrapped(None, None)
+        wrapped(None, None)
+    assert made == []
 
 
 def test_a_layer_may_be_on_another_device_than_its_block() -> None:

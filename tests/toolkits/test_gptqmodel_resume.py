@@ -26,6 +26,7 @@ from gptqmodel.looper.checkpoint_store import CheckpointConfig, CheckpointError
 from gptqmodel_runs import load
 
 from magr_gptq.toolkits.gptqmodel import resume
+from magr_gptq.toolkits.undamaged import UndamagedChain
 
 pytestmark = pytest.mark.long
 
@@ -118,3 +119,19 @@ def test_a_checkpoint_without_the_unquantized_chain_is_refused(model: str) -> No
                 quantize(model, stop_in=0, checkpoint=checkpoint)
         with pytest.raises(CheckpointError, match="start the run again"):
             quantize(model, checkpoint=checkpoint)
+
+
+def test_a_chain_that_was_lost_stays_lost(monkeypatch) -> None:
+    """What enters the next block is damaged, and must not be taken for undamaged."""
+    report = RunReport()
+    report.add(LayerReport("model.layers.0.mlp.up_proj", 3, 32))
+    run = SimpleNamespace(
+        model=SimpleNamespace(quantize_config=SimpleNamespace(magr_report=report)), processors=[]
+    )
+    before, after = UndamagedChain(), UndamagedChain()
+    before.lost = True
+    monkeypatch.setattr(resume, "chains_of", lambda _: [before])
+    state, _ = resume._capture(lambda _self: ({}, {}))(run)
+    monkeypatch.setattr(resume, "chains_of", lambda _: [after])
+    resume._restore(lambda _self, _state, _artifacts: None)(run, json.loads(json.dumps(state)), {})
+    assert after.lost

@@ -16,7 +16,7 @@ from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.shrinkage import shrinkage_of_halves
 from magr_gptq.toolkits import installed, layer_step
 from magr_gptq.toolkits.report import LayerReport, RunReport
-from magr_gptq.toolkits.undamaged import UndamagedChain
+from magr_gptq.toolkits.undamaged import UndamagedChain, _Here
 
 # the last layer to be rounded, the only one in its block that has as many columns
 LAYER, COLUMNS = "model.layers.1.mlp.down_proj", 256
@@ -57,15 +57,15 @@ def keep_inputs(road: str, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor
 def keep_streams(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """What the stream lacks where the layer writes into it from now on, [tokens, hidden]."""
     seen: list[torch.Tensor] = []
-    missing = UndamagedChain._missing_stream
+    missing = _Here.missing_stream
 
-    def keep(self: UndamagedChain, place: str) -> torch.Tensor:
+    def keep(self: _Here, place: str) -> torch.Tensor:
         found = missing(self, place)
         if place == "post_attention_layernorm":
             seen.append(found.flatten(0, -2).double())
         return found
 
-    monkeypatch.setattr(UndamagedChain, "_missing_stream", keep)
+    monkeypatch.setattr(_Here, "missing_stream", keep)
     return seen
 
 

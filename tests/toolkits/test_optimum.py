@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AwqConfig, GPTQConfig
 from magr_gptq.app.quantizing import by_optimum
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.text import random_windows
+from magr_gptq.toolkits.optimum import chain
 
 pytestmark = pytest.mark.long
 
@@ -141,6 +142,14 @@ def test_optimums_save_names_the_wrong_format_for_symmetric_grids(name: str, run
     }
     weights = read(folder, "transformers")
     assert is_same(weights, runs["optimum", name]["rounded"]) is not symmetric
+
+
+@pytest.mark.parametrize(
+    ("block", "home"), [("cpu", "cpu"), ("cuda:1", "cuda:1"), pytest.param("meta", "cpu", id="kept away")]
+)
+def test_hidden_states_wait_where_the_first_block_lies(block: str, home: str, monkeypatch) -> None:
+    monkeypatch.setattr(chain, "get_device", lambda _: torch.device(block))
+    assert chain._home(torch.nn.Linear(1, 1)) == torch.device(home)
 
 
 def test_windows_of_the_command_leave_engines_nothing_to_pad_or_cut() -> None:

@@ -443,7 +443,49 @@ def test_without_memory_the_chain_ends_and_the_toolkit_goes_on(place, blocks, in
     assert pairs["value"].halves is None
     assert follow(chain, blocks[1], inputs, "up")["up"].halves is None
     follow(chain, blocks[1], inputs)
+    # what enters a later block is damaged, and must not be taken for undamaged
+    assert follow(chain, blocks[0], inputs, "value")["value"].halves is None
     assert not chain.states
+    assert not chain._here.damaged_stream
+
+
+def test_a_rank_without_memory_ends_as_the_others_would_wait_for_it(blocks, inputs, monkeypatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(Pairs, "add", short)
+    monkeypatch.setattr(undamaged, "is_distributed", lambda: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        follow(UndamagedChain(), blocks[0], inputs, "value")
+
+
+def test_a_thread_that_pairs_while_another_loses_the_chain_adds_nothing(blocks, inputs, monkeypatch) -> None:
+    """It has its batch in hand already; what it adds later must not count."""
+    chain, pairs = UndamagedChain(), Pairs()
+    follow(chain, blocks[0], inputs, "value")
+    chain.open(blocks[0], ["out"])
+    chain.run(0, (inputs[0],), {})
+    damaged, returned = torch.randn(1, TOKENS, WIDTH), torch.randn(1, TOKENS, WIDTH)
+    original = chain._original
+    real = original.written_at
+
+    def lost_meanwhile(name: str) -> str | None:
+        with pytest.warns(UserWarning, match="no memory"), chain._or_lost():
+            raise torch.OutOfMemoryError("no room")
+        return real(name)
+
+    monkeypatch.setattr(original, "written_at", lost_meanwhile)
+    chain.pair("out", pairs, damaged, returned)
+    assert pairs.halves is None
+
+
+def test_nothing_of_the_last_batch_is_kept_where_passes_have_no_end(blocks, inputs) -> None:
+    passes = BlockPasses(blocks)
+    passes.begin(blocks[0].value)
+    for state in inputs:
+        blocks[0](state)
+    passes.end(blocks[0].value)
+    assert not passes._chain._here.damaged_stream
 
 
 def test_another_error_is_not_taken_for_missing_memory(blocks, inputs, monkeypatch) -> None:

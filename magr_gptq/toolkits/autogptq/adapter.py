@@ -18,7 +18,6 @@ What is touched, why there, all undone by `Patches.undo`:
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -112,7 +111,7 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
         if config.magr is None:
             return original(self, *args, **kwargs)
         names = {id(module): name for name, module in self.model.named_modules()}
-        home = _home(original, self, *args, **kwargs)
+        home = chain.home_of(original, self, *args, **kwargs)
         with reported_run(config) as report, chain.followed(config.magr, self, home):
             token = _run.set(_Run(config.magr, config.bits, report, names))
             try:
@@ -121,12 +120,6 @@ def _quantize_model(original: Callable[..., Any]) -> Callable[..., Any]:
                 _run.reset(token)
 
     return quantize
-
-
-def _home(quantize: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.device | None:
-    """Where AutoGPTQ keeps hidden states: on the CPU where it is asked to, else where a batch is run."""
-    given = inspect.signature(quantize).bind(*args, **kwargs).arguments
-    return None if given.get("cache_examples_on_gpu", True) else torch.device("cpu")
 
 
 def count_tokens(task: Any, inputs: Tensor) -> None:

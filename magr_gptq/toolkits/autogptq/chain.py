@@ -8,6 +8,7 @@ What is touched, why there, all undone by `Patches.undo`:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -41,6 +42,12 @@ def followed(magr: MagRConfig | None, model: Any, home: torch.device | None) -> 
     if magr is None or not magr.aims_at_model:
         return nullcontext()
     return led_along(_passes, get_module_by_name_prefix(model.model, model.layers_block_name), home)
+
+
+def home_of(quantize: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.device | None:
+    """Where AutoGPTQ keeps hidden states: on the CPU where it is asked to, else where a batch is run."""
+    given = inspect.signature(quantize).bind(*args, **kwargs).arguments
+    return None if given.get("cache_examples_on_gpu", True) else torch.device("cpu")
 
 
 def halves_of(layer: Any) -> list[Half] | None:

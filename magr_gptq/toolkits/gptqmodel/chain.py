@@ -69,7 +69,7 @@ def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
         """The toolkit's own pass, in which the block's original runs each batch first."""
         processor, block = given["processor"], given["module"]
         chain = None if given["is_lm_head_module"] else _chain(processor)
-        if chain is None:
+        if chain is None or chain.lost:
             return original(self, **given)
         inputs = given["layer_inputs"]
 
@@ -95,7 +95,7 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def pre_process_fwd_hook(self: Any, name: str) -> Any:
         """The toolkit's own hook, then the pairs of the same batch."""
         hook, chain = original(self, name), _chain(self)
-        if chain is None or self.shared_input_leader(name):
+        if chain is None or chain.lost or self.shared_input_leader(name):
             return hook
         self.tasks[name].magr_pairs = Pairs()
 

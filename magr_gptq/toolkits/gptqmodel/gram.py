@@ -17,6 +17,7 @@ from typing import Any
 from gptqmodel.quantization.gptq import GPTQ
 from torch import Tensor
 
+from magr_gptq.toolkits.memory import is_out_of_memory
 from magr_gptq.toolkits.patching import Patches
 
 
@@ -56,10 +57,20 @@ def _process_batch(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _here.inside = nested
         if not nested and _here.found is not None and product is not None:
-            # a copy, as the first one becomes the toolkit's sum
-            # where a device's memory ran out, the toolkit goes on with the next row on the CPU
-            sums = [found.to(product.device) + product for found in _here.found]
-            _here.found[:] = sums or [product.clone()]
+            _count_in(_here.found, product)
         return tokens, product, device
 
     return process_batch
+
+
+def _count_in(made: list[Tensor], product: Tensor) -> None:
+    """Add a product to the sum; where there is no memory for that, the batch has none."""
+    try:
+        # where a device's memory ran out, the toolkit goes on with the next row on the CPU; a copy, as the
+        # first product becomes the toolkit's sum
+        made[:] = [found.to(product.device) + product for found in made] or [product.clone()]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        made.clear()
+        _here.found = None

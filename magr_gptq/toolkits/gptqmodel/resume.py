@@ -38,7 +38,8 @@ def _capture(original: Callable[..., Any]) -> Callable[..., Any]:
             state["magr_report"] = json.dumps([asdict(layer) for layer in report.layers])
             for followed in chains_of(self.processors):
                 # the toolkit's own encoding takes text alone as keys
-                state["magr_undamaged"] = {str(n): kept for n, kept in followed.states.items()}
+                states = {str(n): kept for n, kept in followed.states.items()}
+                state["magr_undamaged"] = None if followed.lost else states
         return state, artifacts
 
     return capture
@@ -55,6 +56,8 @@ def _restore(original: Callable[..., Any]) -> Callable[..., Any]:
                     "the checkpoint lacks the unquantized model's hidden states: an earlier magr_gptq wrote "
                     "it; start the run again, or go on with magr={'target': 'layer'}"
                 )
-            followed.states = {int(number): kept for number, kept in state["magr_undamaged"].items()}
+            states = state["magr_undamaged"]
+            followed.lost = states is None
+            followed.states = {int(number): kept for number, kept in (states or {}).items()}
 
     return restore
