@@ -237,12 +237,7 @@ MUTATIONS = [
     Mutation("toolkits/undamaged.py", "for pairs in self._paired:", "for pairs in ():", "undamaged"),
     Mutation("toolkits/undamaged.py", "self.lost, self._original", "_, self._original", "undamaged"),
     Mutation("toolkits/undamaged.py", " or is_distributed()", "", "undamaged"),
-    Mutation(
-        "toolkits/block_passes.py",
-        "self._chain.close()\n        self._block = None",
-        "self._block = None",
-        "undamaged",
-    ),
+    Mutation("toolkits/block_passes.py", "self._chain.let_go()", "pass", "undamaged"),
     Mutation("toolkits/undamaged.py", "undamaged.to(spoiled.device)", "undamaged", "devices"),
     Mutation("toolkits/quantizer.py", "factors.to(scale.device)", "factors", "devices"),
     Mutation("toolkits/gptqmodel/rounding.py", "group_of).to(weight.device)", "group_of)", "devices"),

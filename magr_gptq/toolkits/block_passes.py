@@ -91,7 +91,7 @@ class BlockPasses:
 
     def end(self, layer: torch.nn.Module) -> Pairs | None:
         """The toolkit rounds this layer; what both chains add up to there, None where the chain was lost."""
-        self._chain.close()
+        self._chain.let_go()
         self._block = None
         pairs = self._pairs.pop(layer, None)
         return None if self._lost else pairs

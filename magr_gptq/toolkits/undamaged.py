@@ -186,11 +186,14 @@ class UndamagedChain:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        # the last batch's tensors, whose memory is for the rounding
-        self._here = _Here()
-        self._paired.clear()
+        self.let_go()
         if self._last:
             self._block = self._original = None
+
+    def let_go(self) -> None:
+        """Keep nothing of the last batch, whose memory is for the rounding."""
+        self._here = _Here()
+        self._paired.clear()
 
     # a function, not a method: who copies a block copies its hooks, and must not copy the chain
 

@@ -14,6 +14,8 @@ from pretended_device import Pretending, data, on
 from problems import hessian_of, weight_of
 from torch import Tensor
 
+pytest.importorskip("gptqmodel")
+
 from magr_gptq import MagRConfig
 from magr_gptq.reduction.target import Half
 from magr_gptq.rounding.rounded import Rounded
