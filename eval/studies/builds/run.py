@@ -137,7 +137,9 @@ def main() -> None:
         command.add_argument("--out", type=Path, required=True, help="JSON file of the record")
     args = parser.parse_args()
     found = args.command(args)
-    args.out.write_text(json.dumps({"machine": machine("cpu"), **found}, indent=1) + "\n")
+    # what this process would take is not what it gives
+    where = machine("cpu") | {"threads": int(ONE_THREAD["OMP_NUM_THREADS"])}
+    args.out.write_text(json.dumps({"machine": where, **found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
