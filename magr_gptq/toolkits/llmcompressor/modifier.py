@@ -42,15 +42,9 @@ from torch import distributed as dist
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits.block_passes import BlockPasses, blocks_of
-from magr_gptq.toolkits.layer_step import (
-    LAYER_ERRORS,
-    Aside,
-    Given,
-    first_line,
-    quantize_together,
-)
+from magr_gptq.toolkits.layer_step import LAYER_ERRORS, Aside, Given, first_line, quantize_together
 from magr_gptq.toolkits.llmcompressor.kernels import eager_where
-from magr_gptq.toolkits.llmcompressor.ranks import require_rows
+from magr_gptq.toolkits.llmcompressor.ranks import of_all_ranks, require_rows
 from magr_gptq.toolkits.llmcompressor.scheme import grid_of, order_of, require_integer_grid
 from magr_gptq.toolkits.llmcompressor.stand_in import StandIn, observe_alone, write_back
 from magr_gptq.toolkits.packing import packing_note
@@ -292,10 +286,7 @@ class MagRGPTQModifier(GPTQModifier):
 
     def _complete_report(self) -> None:
         """Add what other ranks did, and the modules that no rank was given."""
-        if is_distributed():
-            ranks: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(ranks, self._magr_report.layers)
-            self._magr_report.layers = [layer for layers in ranks for layer in layers]
+        self._magr_report.layers = of_all_ranks(self._magr_report.layers)
         known = {layer.name for layer in self._magr_report.layers}
         for module in self._quantized_modules():
             if self._module_names[module] not in known:
