@@ -3,35 +3,22 @@
 Let g be the gradient of −log p(y | x) at a layer's outputs, with y drawn from the model's own prediction p.
 To second order, rounding the layer's W to W + Δ moves the predictions by
 
-    KL(p ‖ p') ≈ ½ E[(gᵀΔx)²] ≈ ½ Σ_r E[g_r²] · (ΔHΔᵀ)_rr        H = E[xxᵀ], r over the layer's rows
+    KL(p ‖ p') ≈ ½ E[(gᵀΔx)²] ≈ ½ Σ_r E[g_r²·(Δ_r x)²]        r over the layer's rows, E over tokens
 
 The first step is the Fisher information at the layer's outputs (J. Martens, "New Insights and Perspectives on
-the Natural Gradient Method", JMLR 21, 2020, section 5), the second takes errors of different rows, and errors
-and gradients, as uncorrelated, as K-FAC does (J. Martens and R. Grosse, ICML 2015). The error (ΔHΔᵀ)_rr is
-found by rounding a sample of rows, as rows are rounded one by one, and foreseen for the others.
+the Natural Gradient Method", JMLR 21, 2020, section 5), the second takes the errors of different rows as
+uncorrelated. K-FAC takes errors and gradients as independent, too (J. Martens and R. Grosse, ICML 2015). They
+are not: where a token is loud its errors are large, and its gradient is small. So each token has its own
+product here. The tokens are others than those that the rows are rounded for, as rounding fits its codes to
+those. A sample of rows is rounded (`allocation.sample`), and stands for the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from magr_gptq.allocation.columns import round_columns
-from magr_gptq.config import Candidate, MagRConfig, Plan
-from magr_gptq.reduction.factorization import Factorization
-from magr_gptq.reduction.groups import group_views
-from magr_gptq.reduction.hessian import shifted_cholesky, squared_norm
-from magr_gptq.reduction.penalty import DAMPING
-from magr_gptq.rounding.kept import Kept
-from magr_gptq.rounding.layer import prepare
-from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.rounding.settle import finish
-
-# of a layer, which speak for all
-SAMPLED_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -42,126 +29,55 @@ class Width:
     group_size: int = -1
 
 
-class Shared:
-    """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it.
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of a layer, rounded to every width.
 
-    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, [in, in].
+    rows: their places, [sampled] int64. changes: Δ of each, [widths, sampled, in]. foreseen: `rounding_error`
+    of all rows, [widths, out].
     """
 
-    def __init__(self, hessian: Tensor) -> None:
-        self.hessian = hessian
-        shift = DAMPING * hessian.diagonal().mean()[None]
-        damped, _ = shifted_cholesky(hessian.clone, shift)
-        self.factor = torch.linalg.cholesky(torch.cholesky_inverse(damped), upper=True)
-        self.variances = self.factor.diagonal().pow(-2)
-        self._made: Factorization | None = None
+    rows: Tensor
+    changes: Tensor
+    foreseen: Tensor
 
-    def factorization(self, make: Callable[[], Factorization]) -> Factorization:
-        """As `reduce_each` asks for it: made once."""
-        if self._made is None:
-            self._made = make()
-        return self._made
+    def to(self, dtype: torch.dtype) -> Sample:
+        """The same with changes of this dtype."""
+        return replace(self, changes=self.changes.to(dtype))
 
 
-def rounding_error(
-    weight: Tensor, variances: Tensor, *, bits: int, group_size: int = -1, beta: float = 1.0
-) -> Tensor:
-    """The squared output error that GPTQ is expected to make on every row, [out].
+class Worth:
+    """What a sample's changes do to the predictions, summed over tokens; see the top of this file.
 
-        Σ_g Σ_{i∈g} eᵢ²/Uᵢᵢ²,   eᵢ² = δ_g²/12                   where |wᵢ| ≤ βm,   m = max |w_g|
-                                eᵢ² = (|wᵢ| − βm + δ_g/2)²      beyond, where wᵢ is clipped
-
-    with δ_g = 2βm/(2ᵇ − 1), the step of a grid that spans ±βm. GPTQ's loss is the sum of
-    its squared rounding errors over Uᵢᵢ², exactly; that they are uniform on ±δ/2 is assumed.
-
-    Args:
-        weight: what is rounded, [out, in].
-        variances: 1/Uᵢᵢ² as `conditional_variances` gives them, [in].
-        beta: factor on the quantization step.
+    squares: Σ g² of every output, [out] float32. costs: Σ g_r²·(Δ_r x)² over tokens and sampled rows,
+    [widths] float64.
     """
-    total = weight.new_zeros(len(weight))
-    groups = zip(group_views(weight, group_size), group_views(variances[None], group_size), strict=True)
-    for view, weights in groups:
-        magnitudes = view.abs()
-        edge = beta * magnitudes.amax(-1, keepdim=True)
-        step = 2 * edge / (2**bits - 1)
-        clipped = (magnitudes - edge + step / 2).square()
-        errors = torch.where(magnitudes > edge, clipped, step.square() / 12)
-        total += (errors * weights).sum((1, 2))
-    return total
 
+    def __init__(self, sample: Sample) -> None:
+        self.sample = sample
+        widths, outputs = sample.foreseen.shape
+        self.squares = sample.foreseen.new_zeros(outputs)
+        self.costs = sample.foreseen.new_zeros(widths, dtype=torch.float64)
 
-@torch.no_grad()
-def divergences(
-    weights: Sequence[Tensor],
-    shared: Shared,
-    curvatures: Sequence[Tensor],
-    widths: Sequence[Width],
-    config: MagRConfig | None,
-    rows: int = SAMPLED_ROWS,
-) -> Tensor:
-    """The expected divergence of the model with one layer alone rounded, [layers, widths] float64.
+    def moved(self, inputs: Tensor) -> Tensor:
+        """Δx of the sampled rows at every width, [tokens, widths, sampled], for x [..., in]."""
+        changes = self.sample.changes
+        moved = inputs.detach().flatten(0, -2) @ changes.flatten(0, 1).mT
+        return moved.view(len(moved), *changes.shape[:2])
 
-        ½ Σ_r cᵣ·e_r     e_r: `rounding_error` of every row, times what a sample's true error is of theirs
+    def add(self, moved: Tensor, gradient: Tensor) -> None:
+        """Tokens whose outputs move so, with the gradient g at all outputs, [..., out]."""
+        squares = gradient.flatten(0, -2).float().square()
+        self.squares += squares.sum(0)
+        sampled = squares[:, self.sample.rows, None]
+        self.costs += (moved.float().square() @ sampled)[..., 0].double().sum(0)
 
-    Args:
-        weights: W of layers with one input, [out, in] float32.
-        curvatures: c = E[g²] of every output, [out], in nats a token over squared units of the output.
-        config: MagR's settings; None is plain GPTQ.
-        rows: of each layer's sample.
-    """
-    samples = [
-        torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
-        for weight in weights
-    ]
-    # a column's work is small: all layers go through the columns as one
-    sampled = torch.cat([weight[sample] for weight, sample in zip(weights, samples, strict=True)])
-    found = torch.zeros(len(weights), len(widths), dtype=torch.float64)
-    for group_size in dict.fromkeys(width.group_size for width in widths):
-        places = [i for i, width in enumerate(widths) if width.group_size == group_size]
-        plans = [_plan(config, widths[i].bits, group_size) for i in places]
-        true = _true_errors(sampled, shared, plans)
-        for place, plan, errors in zip(places, plans, true, strict=True):
-            parts = torch.split(errors, [len(sample) for sample in samples])
-            for layer, (weight, curvature) in enumerate(zip(weights, curvatures, strict=True)):
-                foreseen = curvature * rounding_error(
-                    weight, shared.variances, bits=plan.bits, group_size=group_size
-                )
-                found[layer, place] = _scaled_sum(foreseen, parts[layer], curvature, samples[layer])
-    return found
+    def divergences(self, tokens: int) -> Tensor:
+        """What is expected with this layer alone rounded, in nats a token: [widths] float64.
 
-
-def _scaled_sum(foreseen: Tensor, errors: Tensor, curvature: Tensor, sample: Tensor) -> Tensor:
-    """½ Σ_r of what is foreseen of every row, times what a sample's true errors are of theirs, [] float64."""
-    # both sums are 0 where the sampled rows, or their gradients, are
-    ratio = ((errors @ curvature[sample]) / foreseen[sample].sum()).nan_to_num(1.0, 1.0)
-    return (foreseen.sum().double() * ratio / 2).cpu()
-
-
-def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
-    plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
-    if config is None:
-        return plain.resolve(bits, group_size).only(Candidate.PLAIN)
-    return config.resolve(bits, group_size)
-
-
-def _true_errors(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> list[Tensor]:
-    """ΔHΔᵀ of every row, [rows], under each plan; they differ in their bits alone."""
-    prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
-    layers, every = [layer for layer, _ in prepared], torch.cat([torch.cat(rows) for _, rows in prepared])
-    most = max(layer.factors.shape[1] for layer in layers)
-    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer in layers]
-    candidates = torch.cat([torch.full_like(f[:, :1], p.bits) for f, p in zip(factors, plans, strict=True)])
-    rounded = round_columns(every, shared.factor, candidates, torch.cat(factors), plans[0].group_size)
-    parts = torch.split(torch.arange(len(every), device=weight.device), [len(f) for f in factors])
-    kept = [Kept.of(layer, rounded.rows(part)).rounded for layer, part in zip(layers, parts, strict=True)]
-    target, bits = weight.repeat(len(plans), 1), weight.new_tensor([[plan.bits] for plan in plans])
-    hessian = layers[0].hessian
-    best = finish(
-        plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
-        bits=bits.repeat_interleave(len(weight), 0),
-    )  # fmt: skip
-    found = squared_norm(best.weight - target, shared.hessian)
-    if not found.isfinite().all():
-        raise ValueError("a sampled row was rounded to NaN or infinity; give an undamaged model, in float32")
-    return list(torch.split(found, len(weight)))
+        What the sample costs stands for all rows, in proportion to Σ_r E[g_r²]·`rounding_error`_r.
+        """
+        foreseen = (self.sample.foreseen * self.squares).double()
+        # both are 0 where no gradient reaches the sampled rows
+        share = (foreseen.sum(1) / foreseen[:, self.sample.rows].sum(1)).nan_to_num(1.0, 1.0)
+        return (self.costs * share / (2 * tokens)).cpu()

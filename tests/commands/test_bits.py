@@ -16,9 +16,9 @@ from tiny import calibration_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from magr_gptq import MagRConfig
-from magr_gptq.allocation.worth import Width
+from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.cli import quantize as quantize_module
-from magr_gptq.app.inspecting.hessians import TURN_BYTES, layer_inputs
+from magr_gptq.app.inspecting.hessians import TURN_BYTES
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning import survey as survey_module
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
@@ -28,10 +28,10 @@ from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
 from magr_gptq.app.planning.survey import (
     LEFT_OF_ATTENTION,
-    curvatures,
     drawn_labels,
     layers_to_plan,
     survey,
+    weigh,
 )
 from magr_gptq.app.planning.views import Place, draw_plan, totals
 from magr_gptq.app.planning.written import config_groups_of, dynamic_of
@@ -245,41 +245,46 @@ def test_a_plan_is_drawn_and_summed_up() -> None:
 # what the model tells
 
 
-def test_curvatures_are_mean_squared_gradients_of_sampled_labels(model: Path) -> None:
+def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(model: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model).float()
-    layers = layers_to_plan(loaded, "gptqmodel")
-    rows = calibration_rows(4)
-    name = NAMES[-1]
-    every, inputs = curvatures(loaded, layers, layers, rows.split(2), lambda: None)
-    found = every[name]
-    for given, alone in zip(inputs, layer_inputs(loaded, layers, rows.split(2), lambda: None), strict=True):
-        assert given.names == alone.names
-        torch.testing.assert_close(given.hessian, alone.hessian)
+    name, rows = NAMES[-1], calibration_rows(4)
+    layer = layers_to_plan(loaded, "gptqmodel")[name]
+    sampled, changes = torch.tensor([3, 77]), torch.randn(2, 2, layer.in_features)
+    worth = Worth(Sample(sampled, changes, foreseen=torch.ones(2, 128)))
+    weigh(loaded, {name: layer}, {name: worth}, rows.split(2), lambda: None)
     assert not any(module._forward_hooks for module in loaded.modules())
     # the same labels, one batch at a time, by the gradient of a weight that is added to the outputs
-    expected = torch.zeros(128, dtype=torch.float64)
+    squares, costs = torch.zeros(128, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    given = []
+    watching = layer.register_forward_pre_hook(lambda _m, arguments: given.append(arguments[0].detach()))
     for batch in rows.split(2):
         added = torch.zeros(2, 64, 128, requires_grad=True)
-        handle = layers[name].register_forward_hook(lambda _m, _i, out, added=added: out + added)
+        handle = layer.register_forward_hook(lambda _m, _i, out, added=added: out + added)
         logits = loaded(input_ids=batch).logits.flatten(0, 1)
         handle.remove()
         labels = drawn_labels(logits.detach().softmax(-1))
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-        expected += added.grad.double().square().sum((0, 1))
-    torch.testing.assert_close(found.double(), expected / rows.numel(), rtol=1e-4, atol=0.0)
+        each = added.grad.double().square()
+        squares += each.sum((0, 1))
+        moved = torch.einsum("bti,wri->wbtr", given[-1].double(), changes.double())
+        costs += (moved.square() * each[..., sampled]).sum((1, 2, 3))
+    watching.remove()
+    torch.testing.assert_close(worth.squares.double(), squares, rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(worth.costs, costs, rtol=1e-4, atol=0.0)
 
 
 def test_a_survey_in_several_turns_is_that_of_one_and_keeps_no_turns_hessians(model, monkeypatch) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model).float()
-    rows = calibration_rows(4)
+    rows = calibration_rows(8)
     settings = {"engine": "gptqmodel", "sym": True, "config": MagRConfig()}
     steps: list[tuple[int, int]] = []
 
     def surveyed() -> Survey:
         steps.clear()
         return survey(
-            loaded, rows.split(2), [Width(2), Width(4)], advance=lambda *s: steps.append(s), **settings
-        )
+            loaded, rows[:4].split(2), rows[4:].split(2), [Width(2), Width(4)],
+            advance=lambda *s: steps.append(s), **settings,
+        )  # fmt: skip
 
     whole = surveyed()
     alive: list[weakref.ref] = []
@@ -320,7 +325,8 @@ def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) ->
     def costs(engine: str, target: str) -> dict[str, float]:
         loaded = AutoModelForCausalLM.from_pretrained(model).float()
         found = survey(
-            loaded, calibration_rows(4).split(2), WIDTHS[:1], engine=engine, sym=True,
+            loaded, calibration_rows(4).split(2), calibration_rows(8)[4:].split(2), WIDTHS[:1],
+            engine=engine, sym=True,
             config=MagRConfig(target=target), advance=lambda *_: None,
         )  # fmt: skip
         return {name: layer.divergences[0] for name, layer in found.layers.items()}

@@ -90,16 +90,18 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     beginning, tokens = tokenize(tokenizer, args.calibration.read_text(encoding="utf-8"), TOKENIZER)
     rows = torch.tensor(random_windows(tokens, args.rows, CONTEXT, args.seed, beginning))
-    batches = list(rows.split(ROWS_AT_ONCE))
+    # as the command does: every second window weighs what is rounded for the others
+    rounding, weighing = (half.split(ROWS_AT_ONCE) for half in (rows[::2], rows[1::2]))
     scored = tokenize(tokenizer, args.evaluation.read_text(encoding="utf-8"), TOKENIZER)[1]
     text = Text.of(model, cut_windows(scored, CONTEXT, args.limit, beginning))
     widths = [Width(bits, args.group_size) for bits in args.bits]
     # one layer alone is rounded, so that no other undoes its error
     config = MagRConfig(target="layer")
     found = survey(
-        model, batches, widths, engine="gptqmodel", sym=True, config=config, advance=lambda *_: None
-    )
-    records = measured(model, found, batches, text)
+        model, rounding, weighing, widths, engine="gptqmodel", sym=True, config=config,
+        advance=lambda *_: None,
+    )  # fmt: skip
+    records = measured(model, found, list(rows.split(ROWS_AT_ONCE)), text)
     table = correlations(records)
     print(json.dumps(table))
     args.out.write_text(json.dumps({"correlations": table, "records": records}, indent=1) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.allocation.worth import rounding_error
+from magr_gptq.allocation.sample import rounding_error
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.reduction.penalty import conditional_variances

@@ -56,9 +56,13 @@ def _survey(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any]
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
     model = model.cuda() if torch.cuda.is_available() else model.float()
     tell("stage", text="weighing the layers")
+    at_once = max(1, TOKENS_AT_ONCE // rows.shape[1])
+    # every second window weighs what is rounded for the others; one alone must serve both
+    rounding, weighing = (rows[::2], rows[1::2]) if len(rows) > 1 else (rows, rows)
     found = survey(
         model.eval(),
-        torch.split(rows, max(1, TOKENS_AT_ONCE // rows.shape[1])),
+        torch.split(rounding, at_once),
+        torch.split(weighing, at_once),
         [Width(*width) for width in request["widths"]],
         engine=request["engine"],
         sym=request["sym"],

@@ -1,17 +1,17 @@
-"""What every width would cost every layer of a model: a pass forward and back, and few rows' rounding."""
+"""What every width would cost every layer of a model: few rows' rounding, and a pass forward and back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from magr_gptq.allocation.worth import Shared, Width, divergences
+from magr_gptq.allocation.sample import Shared, samples
+from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.inspecting.hessians import (
     EXPERTS_NDIM,
     TURN_BYTES,
@@ -38,7 +38,8 @@ LABEL_SEED = 0
 
 def survey(
     model: PreTrainedModel,
-    batches: Sequence[Tensor],
+    rounding: Sequence[Tensor],
+    weighing: Sequence[Tensor],
     widths: Sequence[Width],
     *,
     engine: str,
@@ -49,7 +50,8 @@ def survey(
     """Look at every layer that the engine would quantize.
 
     Args:
-        batches: token ids [rows, tokens].
+        rounding: batches of token ids [rows, tokens], which a sample of each layer's rows is rounded for.
+        weighing: other batches, which tell what that does to the predictions.
         advance: is told how many of how many steps are done.
 
     Raises:
@@ -58,30 +60,27 @@ def survey(
     layers = layers_to_plan(model, engine)
     turns = list(in_turns(layers, turn_bytes(model.device)))
     steps = iter(range(1, 10**9))
-    total = len(turns) * len(batches) + len(layers)
+    total = len(turns) * len(rounding) + len(layers) + len(weighing)
 
     def step() -> None:
         advance(next(steps), total)
 
-    curvature, inputs = curvatures(model, layers, turns[0], batches, step)
-    costs = {}
+    worths = {}
     for turn in turns:
-        # the gradients' forward passes have seen those of the first turn; they are used up with it
-        inputs = inputs or layer_inputs(model, turn, batches, step)
-        for name, found in _divergences(turn, inputs, curvature, widths, config):
-            costs[name] = found
+        for name, sample in _samples(turn, layer_inputs(model, turn, rounding, step), widths, config):
+            worths[name] = Worth(sample.to(model.dtype))
             step()
+    weigh(model, layers, worths, weighing, step)
     undone = engine == "gptqmodel" and config is not None and config.aims_at_model
-    candidates = {
+    tokens = sum(batch.numel() for batch in weighing)
+    candidates = {}
+    for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
-        name: Candidate(
-            shape_of(layer),
-            tuple(_left(name, undone) * cost for cost in costs.get(name, (0.0,) * len(widths))),
-        )
-        for name, layer in layers.items()
-    }
-    tokens = sum(batch.numel() for batch in batches)
-    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), tokens)
+        costs = worths[name].divergences(tokens) if name in worths else torch.zeros(len(widths))
+        _require_finite(name, costs)
+        candidates[name] = Candidate(shape_of(layer), tuple((_left(name, undone) * costs).tolist()))
+    seen = tokens + sum(batch.numel() for batch in rounding)
+    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), seen)
 
 
 def turn_bytes(device: torch.device) -> int:
@@ -125,38 +124,33 @@ def rest_bytes(model: PreTrainedModel, layers: Layers, engine: str, sym: bool) -
     return 2 * sum(others.values()) + header_bytes(shapes, others, LAYOUTS[engine], sym)
 
 
-def curvatures(
+def weigh(
     model: PreTrainedModel,
     layers: Layers,
-    turn: Layers,
+    worths: Mapping[str, Worth],
     batches: Sequence[Tensor],
     step: Callable[[], None],
-) -> tuple[dict[str, Tensor], list[LayerInput]]:
-    """E[g²] of every output of every layer, [out] float32: see `magr_gptq.allocation.worth`.
+) -> None:
+    """Add what the batches tell about every sample: see `magr_gptq.allocation.worth`.
 
     g is the gradient of −log p(y | x) for labels y that are drawn from the model's predictions p. No weight's
-    gradient is computed. With it comes what some of the layers, of one turn, are given on the way.
+    gradient is computed.
     """
     model.requires_grad_(False)
-    sums: dict[str, Tensor] = {}
-    tokens = sum(batch.numel() for batch in batches)
-    handles = [layer.register_forward_hook(partial(_watch, sums, name)) for name, layer in layers.items()]
+    handles = [layers[name].register_forward_hook(partial(_watch, worth)) for name, worth in worths.items()]
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
     try:
-        inputs = layer_inputs(model, turn, batches, step, run=partial(_backward, model))
+        for batch in batches:
+            _backward(model, batch.to(model.device))
+            step()
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total / tokens for name, total in sums.items()}, inputs
 
 
-def _watch(sums: dict[str, Tensor], name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-    def add(gradient: Tensor) -> None:
-        found = gradient.flatten(0, -2).float().square().sum(0)
-        sums[name] = sums[name] + found if name in sums else found
-
-    output.register_hook(add)  # type: ignore[no-untyped-call]
+def _watch(worth: Worth, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    output.register_hook(partial(worth.add, worth.moved(inputs[0])))  # type: ignore[no-untyped-call]
 
 
 @torch.enable_grad()
@@ -178,27 +172,20 @@ def drawn_labels(probabilities: Tensor) -> Tensor:
     return found.clamp_max_(reached.shape[1] - 1)  # the product may be rounded up to the whole sum
 
 
-def _divergences(
-    turn: Layers,
-    inputs: list[LayerInput],
-    curvature: Mapping[str, Tensor],
-    widths: Sequence[Width],
-    config: MagRConfig | None,
-) -> Iterator[tuple[str, tuple[float, ...]]]:
+def _samples(
+    turn: Layers, inputs: list[LayerInput], widths: Sequence[Width], config: MagRConfig | None
+) -> Iterator[tuple[str, Sample]]:
     # taken out of the list, as a turn's Hessians are as many as there is memory for
     while inputs:
         given = inputs.pop(0)
         hessian = given.hessian.div_(given.tokens)
         weights = [matrix_of(turn[name]).float() for name in given.names]
         for name, weight in zip(given.names, weights, strict=True):
-            _require_finite(name, hessian, weight, curvature[name])
+            _require_finite(name, hessian, weight)
         if not hessian.diagonal().any():
             continue
         shrink_(hessian, shrinkage(hessian, given.tokens))
-        found = divergences(
-            weights, Shared(hessian), [curvature[name] for name in given.names], widths, config
-        )
-        yield from ((name, tuple(row)) for name, row in zip(given.names, found.tolist(), strict=True))
+        yield from zip(given.names, samples(weights, Shared(hessian), widths, config), strict=True)
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:

@@ -1,0 +1,138 @@
+"""A sample of a layer's rows, rounded at every width, and the error that is foreseen of all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.worth import Sample, Width
+from magr_gptq.config import Candidate, MagRConfig, Plan
+from magr_gptq.reduction.factorization import Factorization
+from magr_gptq.reduction.groups import group_views
+from magr_gptq.reduction.hessian import shifted_cholesky
+from magr_gptq.reduction.penalty import DAMPING
+from magr_gptq.rounding.kept import Kept
+from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.rounded import Rounded
+from magr_gptq.rounding.settle import finish
+
+# of a layer, which speak for all
+SAMPLED_ROWS = 64
+
+
+class Shared:
+    """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it.
+
+    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, [in, in].
+    """
+
+    def __init__(self, hessian: Tensor) -> None:
+        self.hessian = hessian
+        shift = DAMPING * hessian.diagonal().mean()[None]
+        damped, _ = shifted_cholesky(hessian.clone, shift)
+        self.factor = torch.linalg.cholesky(torch.cholesky_inverse(damped), upper=True)
+        self.variances = self.factor.diagonal().pow(-2)
+        self._made: Factorization | None = None
+
+    def factorization(self, make: Callable[[], Factorization]) -> Factorization:
+        """As `reduce_each` asks for it: made once."""
+        if self._made is None:
+            self._made = make()
+        return self._made
+
+
+def rounding_error(
+    weight: Tensor, variances: Tensor, *, bits: int, group_size: int = -1, beta: float = 1.0
+) -> Tensor:
+    """The squared output error that GPTQ is expected to make on every row, [out].
+
+        Σ_g Σ_{i∈g} eᵢ²/Uᵢᵢ²,   eᵢ² = δ_g²/12                   where |wᵢ| ≤ βm,   m = max |w_g|
+                                eᵢ² = (|wᵢ| − βm + δ_g/2)²      beyond, where wᵢ is clipped
+
+    with δ_g = 2βm/(2ᵇ − 1), the step of a grid that spans ±βm. GPTQ's loss is the sum of
+    its squared rounding errors over Uᵢᵢ², exactly; that they are uniform on ±δ/2 is assumed.
+
+    Args:
+        weight: what is rounded, [out, in].
+        variances: 1/Uᵢᵢ² as `conditional_variances` gives them, [in].
+        beta: factor on the quantization step.
+    """
+    total = weight.new_zeros(len(weight))
+    groups = zip(group_views(weight, group_size), group_views(variances[None], group_size), strict=True)
+    for view, weights in groups:
+        magnitudes = view.abs()
+        edge = beta * magnitudes.amax(-1, keepdim=True)
+        step = 2 * edge / (2**bits - 1)
+        clipped = (magnitudes - edge + step / 2).square()
+        errors = torch.where(magnitudes > edge, clipped, step.square() / 12)
+        total += (errors * weights).sum((1, 2))
+    return total
+
+
+@torch.no_grad()
+def samples(
+    weights: Sequence[Tensor],
+    shared: Shared,
+    widths: Sequence[Width],
+    config: MagRConfig | None,
+    rows: int = SAMPLED_ROWS,
+) -> list[Sample]:
+    """Rows of layers with one input, evenly spaced, as GPTQ rounds them at every width.
+
+    Args:
+        weights: W of each layer, [out, in] float32.
+        config: MagR's settings; None is plain GPTQ.
+        rows: of each layer's sample.
+    """
+    places = [
+        torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
+        for weight in weights
+    ]
+    # a column's work is small: all layers go through the columns as one
+    sampled = torch.cat([weight[place] for weight, place in zip(weights, places, strict=True)])
+    changes = sampled.new_empty(len(widths), *sampled.shape)
+    for group_size in dict.fromkeys(width.group_size for width in widths):
+        which = [i for i, width in enumerate(widths) if width.group_size == group_size]
+        plans = [_plan(config, widths[i].bits, group_size) for i in which]
+        changes[which] = _changes(sampled, shared, plans)
+    parts = torch.split(changes, [len(place) for place in places], 1)
+    return [
+        Sample(place, part, torch.stack([_foreseen(weight, shared, width) for width in widths]))
+        for weight, place, part in zip(weights, places, parts, strict=True)
+    ]
+
+
+def _foreseen(weight: Tensor, shared: Shared, width: Width) -> Tensor:
+    return rounding_error(weight, shared.variances, bits=width.bits, group_size=width.group_size)
+
+
+def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
+    plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
+    if config is None:
+        return plain.resolve(bits, group_size).only(Candidate.PLAIN)
+    return config.resolve(bits, group_size)
+
+
+def _changes(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> Tensor:
+    """Δ of every row under each plan, [plans, rows, in]; they differ in their bits alone."""
+    prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
+    layers, every = [layer for layer, _ in prepared], torch.cat([torch.cat(rows) for _, rows in prepared])
+    most = max(layer.factors.shape[1] for layer in layers)
+    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer in layers]
+    candidates = torch.cat([torch.full_like(f[:, :1], p.bits) for f, p in zip(factors, plans, strict=True)])
+    rounded = round_columns(every, shared.factor, candidates, torch.cat(factors), plans[0].group_size)
+    parts = torch.split(torch.arange(len(every), device=weight.device), [len(f) for f in factors])
+    kept = [Kept.of(layer, rounded.rows(part)).rounded for layer, part in zip(layers, parts, strict=True)]
+    target, bits = weight.repeat(len(plans), 1), weight.new_tensor([[plan.bits] for plan in plans])
+    hessian = layers[0].hessian
+    best = finish(
+        plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
+        bits=bits.repeat_interleave(len(weight), 0),
+    )  # fmt: skip
+    changes = best.weight - target
+    if not changes.isfinite().all():
+        raise ValueError("a sampled row was rounded to NaN or infinity; give an undamaged model, in float32")
+    return changes.reshape(len(plans), *weight.shape)
