@@ -27,7 +27,7 @@ from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
 from magr_gptq.app.planning.survey import (
-    LEFT_OF_ATTENTION,
+    LEFT_BEFORE_ATTENTION,
     drawn_labels,
     layers_to_plan,
     survey,
@@ -321,7 +321,7 @@ def test_labels_are_drawn_as_often_as_they_are_expected() -> None:
     assert ((counts / rows - probabilities).abs() <= 5 * deviation).all()
 
 
-def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) -> None:
+def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(model: Path) -> None:
     def costs(engine: str, target: str) -> dict[str, float]:
         loaded = AutoModelForCausalLM.from_pretrained(model).float()
         found = survey(
@@ -336,7 +336,8 @@ def test_attention_counts_less_where_later_layers_see_its_errors(model: Path) ->
     )  # fmt: skip
     assert unseen == pytest.approx(alone)
     for name in NAMES:
-        assert seen[name] == pytest.approx((LEFT_OF_ATTENTION if "attn" in name else 1.0) * alone[name])
+        before = name.endswith(("q_proj", "k_proj", "v_proj"))
+        assert seen[name] == pytest.approx((LEFT_BEFORE_ATTENTION if before else 1.0) * alone[name])
 
 
 @NEEDS_GPTQMODEL

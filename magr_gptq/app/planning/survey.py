@@ -29,9 +29,10 @@ from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_gptq.toolkits.memory import free_bytes
 
-# of what an attention layer's error alone would cost, what is left where the layers after it come near the
-# unquantized model (eval/studies/bits): those of its own block already undo much of it
-LEFT_OF_ATTENTION = 0.55
+# of what an error that goes into attention would cost alone, what is left where layers come near the
+# unquantized model: the one after attention has the error in its input, and undoes much (eval/studies/bits)
+LEFT_BEFORE_ATTENTION = 0.55
+AFTER_ATTENTION = r"\b(?:o_proj|out_proj|c_proj|proj|dense|wo)$"
 # a token's label is drawn from the model's own prediction
 LABEL_SEED = 0
 
@@ -91,7 +92,8 @@ def turn_bytes(device: torch.device) -> int:
 
 def _left(name: str, undone: bool) -> float:
     # with llm-compressor no layer of a block sees what the others' rounding has done
-    return LEFT_OF_ATTENTION if undone and re.search(r"attn|attention", name) else 1.0
+    before = re.search(r"attn|attention", name) and not re.search(AFTER_ATTENTION, name)
+    return LEFT_BEFORE_ATTENTION if undone and before else 1.0
 
 
 def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
