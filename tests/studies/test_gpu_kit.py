@@ -22,7 +22,7 @@ from tools.gpu import run as gpu
 from tools.gpu.table import table
 
 ROOT = Path(gpu.__file__).parents[2]
-PARTS = ["rates", "kernels", "layers", "models", "readers gptq_torch", "memory"]
+PARTS = ["rates", "kernels", "layers", "models", "readers gptq_torch", "memory", "compressor"]
 
 
 @pytest.mark.long
@@ -114,7 +114,7 @@ def test_a_chain_by_hand() -> None:
 
 def test_wheels_are_of_pinned_packages() -> None:
     script = (ROOT / "tools" / "gpu" / "wheels.sh").read_text()
-    names = re.search(r"^names=\((.*)\)$", script, re.M)[1].split()
+    names = re.search(r"^names=\((.*?)\)$", script, re.M | re.S)[1].split()
     pins = {line.split("==")[0].lower() for line in (ROOT / "requirements" / "modern.txt").open()}
     assert names
     assert set(names) <= pins

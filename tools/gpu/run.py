@@ -59,6 +59,7 @@ STEPS = [
     Step("readers", 45, "gptq_torch"),
     Step("readers", 45, "gptq_triton"),
     Step("memory", 40),
+    Step("compressor", 60),
     # last, as they wait for their kernels to be compiled
     Step("readers", 150, "gptq_exllama_v2"),
     Step("readers", 150, "gptq_marlin"),

@@ -19,6 +19,7 @@ def table(record: Record) -> str:
         ("LLaMA-2-7B, seconds", layers, found.get("layers", [])),
         ("Peaks beyond weight and Hessian, in weights", memory, found.get("memory", [])),
         ("Models through GPTQModel", models, found.get("models", [])),
+        ("A model through llm-compressor", compressor, found.get("compressor", [])),
         ("Predictions against the dequantization, KL in nats a token", read, readers),
     ]
     written = [f"**{title}**\n\n{markdown(make(lines))}" for title, make, lines in parts if lines]
@@ -116,6 +117,15 @@ def models(lines: list[Record]) -> Rows:
         rows.append(
             [x["model"], str(x["bits"]), name, f"{x['seconds']:.1f}", f"{x['peak_bytes'] / 1e6:,.0f}", share]
         )
+    return rows
+
+
+def compressor(lines: list[Record]) -> Rows:
+    """A row a run."""
+    rows = [["model", "bits", "", "seconds", "KL from the original"]]
+    for x in lines:
+        name = "MagR" if x["magr"] else "GPTQ"
+        rows.append([x["model"], str(x["bits"]), name, f"{x['seconds']:.1f}", f"{x['kl']:.4f}"])
     return rows
 
 
