@@ -410,6 +410,21 @@ def test_inspect_writes_a_plan_that_quantize_takes_after_a_change(
         assert file.get_slice("model.layers.1.mlp.down_proj.qweight").get_shape() == [256 * 8 // 32, 128]
 
 
+@pytest.mark.parametrize("engine", MIXING)
+def test_each_layer_takes_one_of_several_group_sizes(
+    engine: str, model: Path, worker: Worker, planning
+) -> None:
+    code, output = quantize(model, "--avg-bits", 3, "--group-sizes", "64,-1", engine=engine)
+    assert code == 0, output
+    plan = BitPlan.read(Path("out", "bits.json"))
+    assert {width.group_size for width in plan.survey.widths} == {64, -1}
+    assert {width.group_size for width in plan.widths.values()} == {64, -1}
+    assert 2.9 < plan.average_bits <= 3
+    loaded = json.loads(Path("out", "magr.json").read_text())["loaded"][0]
+    assert (loaded["missing"], loaded["error"]) == ([], None)
+    assert loaded["difference"] < 1e-3
+
+
 @NEEDS_GPTQMODEL
 def test_a_plan_of_another_model_is_refused_before_work(model: Path, planning, monkeypatch) -> None:
     monkeypatch.setattr(quantize_module, "Worker", _never)
@@ -446,6 +461,9 @@ REFUSED = {
     "bits, too": (["--avg-bits", "3", "--bits", "3"], "--bits and --avg-bits each say what bits"),
     "too few": (["--avg-bits", "1.5"], "--avg-bits 1.5: give bits a weight, between 2 and 8"),
     "not a size": (["--size", "big"], "--size big: give a number with a unit"),
+    "no groups": (["--size", "1MB", "--group-sizes", "64,all"], "--group-sizes 64,all: give positive"),
+    "groups of none": (["--avg-bits", "3", "--group-sizes", "0"], "--group-sizes 0: give positive numbers"),
+    "groups alone": (["--group-sizes", "64"], "--group-sizes 64 belongs to --avg-bits or --size"),
     "no plan": (["--plan", "absent.json"], "--plan absent.json cannot be read"),
     "a runtime of one width": (
         ["--avg-bits", "3", "--for", "onnxruntime"], "--for onnxruntime: layers of several widths load there",

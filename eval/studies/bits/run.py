@@ -87,7 +87,8 @@ def measure(cell: Cell, given: Widths, worker: Worker, args: argparse.Namespace)
     # not among the results: it names the folders of this machine
     kept = args.log.with_name(f"bits-{args.model.name}-seed{cell.seed}.json")
     start = time.perf_counter()
-    found = survey_of(job, BITS, worker.log, lambda _: None, kept)
+    widths = [Width(bits, args.group_size) for bits in BITS]
+    found = survey_of(job, widths, worker.log, lambda _: None, kept)
     plan = plan_of(cell, found, given, args.group_size)
     planning = time.perf_counter() - start
     kept.write_text(plan.to_json())

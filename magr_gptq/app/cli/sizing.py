@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from magr_gptq.allocation.worth import Width
 from magr_gptq.app.comparing.cells import write_atomically
 from magr_gptq.app.console import console, progress_bars, show_event
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
@@ -28,6 +29,12 @@ Size = Annotated[
     str | None,
     typer.Option(help="The same, for files of at most this size, such as 4GB.", show_default=False),
 ]
+GroupSizes = Annotated[
+    str | None,
+    typer.Option(
+        help="With --avg-bits or --size: each layer takes one of these, such as 128,64.", show_default=False
+    ),
+]
 KEPT = "bits.json"
 
 
@@ -35,17 +42,23 @@ KEPT = "bits.json"
 class Sizing:
     """What was asked for, a budget or a plan's file, and the plan that came of it.
 
-    bits: that a layer may have.
+    bits, group_sizes: that a layer may have; without group sizes all have the job's.
     """
 
     budget: Budget | None = None
     file: Path | None = None
     bits: tuple[int, ...] = BITS
+    group_sizes: tuple[int, ...] = ()
     plan: BitPlan | None = field(default=None, init=False)
 
     @classmethod
     def of(
-        cls, bits: object | None, avg_bits: float | None, size: str | None, plan: Path | None
+        cls,
+        bits: object | None,
+        avg_bits: float | None,
+        size: str | None,
+        plan: Path | None,
+        group_sizes: str | None,
     ) -> Sizing | None:
         """None where neither a budget nor a plan was given.
 
@@ -56,13 +69,16 @@ class Sizing:
         given = [name for name, value in options.items() if value is not None]
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} each say what bits layers have; give one of them")
+        if group_sizes is not None and avg_bits is None and size is None:
+            raise InputError(f"--group-sizes {group_sizes} belongs to --avg-bits or --size; give one, too")
         if plan is not None:
             return cls(file=plan)
+        groups = _group_sizes(group_sizes) if group_sizes else ()
         if avg_bits is not None and not BITS[0] <= avg_bits <= 16:
             raise InputError(f"--avg-bits {avg_bits:g}: give bits a weight, between 2 and 8, such as 2.5")
         if size is not None:
-            return cls(Budget(size=parse_size(size)))
-        return None if avg_bits is None else cls(Budget(avg_bits=avg_bits))
+            return cls(Budget(size=parse_size(size)), group_sizes=groups)
+        return None if avg_bits is None else cls(Budget(avg_bits=avg_bits), group_sizes=groups)
 
     def road(self, runtime: str, asked: Asked) -> Road:
         """The road to a runtime that takes layers of several widths, which is told."""
@@ -105,7 +121,9 @@ class Sizing:
                 else:
                     bars.update(bar, completed=event["done"], total=event["total"])
 
-            found = survey_of(job, self.bits, log, listen, kept)
+            groups = self.group_sizes or (job.group_size,)
+            widths = [Width(bits, group) for bits in self.bits for group in groups]
+            found = survey_of(job, widths, log, listen, kept)
         plan = decide(found, self.budget, engine=job.engine, sym=job.sym)
         if kept is not None:
             write_atomically(kept, plan.to_json())
@@ -120,3 +138,13 @@ class Sizing:
             )
         require_fitting(plan, job, log)
         return plan
+
+
+def _group_sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or any(size != -1 and size < 1 for size in sizes):
+        raise InputError(f"--group-sizes {text}: give positive numbers, or -1, with commas between: 128,64")
+    return tuple(dict.fromkeys(sizes))

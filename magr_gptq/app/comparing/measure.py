@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from magr_gptq.allocation.worth import Width
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record, slug, write_atomically
 from magr_gptq.app.comparing.checkpoint import describe
 from magr_gptq.app.comparing.methods import PLANNED, job_fields
@@ -64,7 +65,7 @@ def _planned(job: Job, cell: Cell, folder: Path, log: Path, listen: Listener) ->
     """The job with bits by layer; the survey is kept for the other sizes of this calibration."""
     listen({"text": "weighing the layers"})
     kept = folder / f"survey-g{cell.group_size}-{slug(cell.calibration)}-seed{cell.seed}.json"
-    found = survey_of(job, BITS, log, _stages(listen), kept)
+    found = survey_of(job, [Width(bits, job.group_size) for bits in BITS], log, _stages(listen), kept)
     bits = decide(found, Budget(avg_bits=cell.bits), engine=job.engine, sym=job.sym)
     write_atomically(kept, bits.to_json())
     return with_plan(job, bits)

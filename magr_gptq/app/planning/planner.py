@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from magr_gptq.allocation.worth import Width
 from magr_gptq.app.planning.found import Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.processes import Child, Listener
@@ -16,13 +17,15 @@ from magr_gptq.errors import InputError
 CHILD = ("-m", "magr_gptq.app.planning.child")
 
 
-def survey_of(job: Job, bits: Sequence[int], log: Path, listen: Listener, kept: Path | None = None) -> Survey:
-    """What every one of these bits would cost every layer, at the job's group size.
+def survey_of(
+    job: Job, widths: Sequence[Width], log: Path, listen: Listener, kept: Path | None = None
+) -> Survey:
+    """What every one of these widths would cost every layer.
 
     kept: a plan of an interrupted run, whose survey is used again where it answers the same request.
     """
     request = {
-        **_layers_request(job), "widths": [[one, job.group_size] for one in bits], "magr": job.magr,
+        **_layers_request(job), "widths": [[one.bits, one.group_size] for one in widths], "magr": job.magr,
         "sym": job.sym, "calibration": job.calibration, "samples": job.samples, "seqlen": job.seqlen,
         "seed": job.seed, "cut": job.cut,
     }  # fmt: skip
