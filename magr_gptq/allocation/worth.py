@@ -78,6 +78,7 @@ class Worth:
         What the sample costs stands for all rows, in proportion to Σ_r E[g_r²]·`rounding_error`_r.
         """
         foreseen = (self.sample.foreseen * self.squares).double()
-        # both are 0 where no gradient reaches the sampled rows
-        share = (foreseen.sum(1) / foreseen[:, self.sample.rows].sum(1)).nan_to_num(1.0, 1.0)
+        sampled = foreseen[:, self.sample.rows].sum(1)
+        # no gradient may reach the sampled rows; NaN stays NaN
+        share = torch.where(sampled == 0, 1.0, foreseen.sum(1) / sampled)
         return (self.costs * share / (2 * tokens)).cpu()

@@ -173,6 +173,16 @@ def test_a_layer_that_no_gradient_reaches_costs_nothing() -> None:
     assert worth.divergences(3).tolist() == [0.0] * len(WIDTHS)
 
 
+def test_a_gradient_that_is_not_finite_shows_also_outside_the_sample() -> None:
+    (sample,) = samples([weight_of(256, 16)], Shared(hessian_of(16)), WIDTHS, None)
+    gradient = torch.ones(3, 256)
+    gradient[0, 1] = torch.nan
+    assert 1 not in sample.rows
+    worth = Worth(sample)
+    worth.add(worth.moved(torch.ones(3, 16)), gradient)
+    assert bool(worth.divergences(3).isnan().all())
+
+
 def softmax_divergence(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
     """KL(p ‖ p') of a model that is one layer and a softmax, in nats a token."""
     p, q = ((inputs @ w.T).log_softmax(-1) for w in (weight, rounded))

@@ -85,7 +85,7 @@ def survey(
 
 
 def turn_bytes(device: torch.device) -> int:
-    """For a turn's Hessians: half of what is free, as gradients are there at the same time."""
+    """For a turn's Hessians: half of what is free, as samples and passes need room, too."""
     free = free_bytes(device)
     return TURN_BYTES if free is None else min(TURN_BYTES, free // 2)
 
