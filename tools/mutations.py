@@ -237,6 +237,10 @@ MUTATIONS = [
     Mutation("allocation/worth.py", "self.costs * share", "self.costs", "allocation"),
     Mutation("allocation/columns.py", "work[start:end].clone()", "work[start:end]", "allocation"),
     Mutation("app/planning/survey.py", "labels] -= 1", "labels] -= 0.5", "bits", "weighed"),
+    Mutation(
+        "app/planning/survey.py", " and not re.search(AFTER_ATTENTION, name)", "", "bits", "into_attention"
+    ),
+    Mutation("app/planning/child.py", "(rows[::2], rows[1::2])", "(rows, rows)", "bits", "second_window"),
     Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
     Mutation("toolkits/pairs.py", "if place[1] != devices[0]]", "if False]", "devices"),

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.cli import quantize as quantize_module
+from magr_gptq.app.inputs import read_model
 from magr_gptq.app.inspecting.hessians import TURN_BYTES
+from magr_gptq.app.planning import child as planning_child
 from magr_gptq.app.planning import planner
 from magr_gptq.app.planning import survey as survey_module
 from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
@@ -243,6 +245,27 @@ def test_a_plan_is_drawn_and_summed_up() -> None:
 
 
 # what the model tells
+
+
+def test_every_second_window_weighs_what_is_rounded_for_the_others(model: Path, monkeypatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def look(_model, rounding, weighing, _widths, **_settings) -> Survey:
+        seen.extend([torch.cat(rounding), torch.cat(weighing)])
+        return Survey((), {}, 0, 0)
+
+    monkeypatch.setattr(planning_child, "survey", look)
+    drawn = {"samples": 5, "seqlen": 64, "seed": 0, "cut": "tokenizer"}
+    request = {
+        "model": str(model), "engine": "gptqmodel", "allow_pickle": False, "trust_remote_code": False,
+        "calibration": "prose.txt", "widths": [[2, 64]], "magr": {}, "sym": True, **drawn,
+    }  # fmt: skip
+    planning_child.answer(request, lambda *_, **__: None)
+    planning_child.answer({**request, "samples": 1}, lambda *_, **__: None)
+    rows = torch.tensor(read_model(model, False).windows("prose.txt", **drawn).rows)
+    assert seen[0].equal(rows[[0, 2, 4]])
+    assert seen[1].equal(rows[[1, 3]])
+    assert seen[2].equal(seen[3])
 
 
 def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(model: Path) -> None:
