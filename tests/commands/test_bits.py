@@ -363,6 +363,13 @@ def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(
         assert seen[name] == pytest.approx((LEFT_BEFORE_ATTENTION if before else 1.0) * alone[name])
 
 
+def test_groups_that_no_layer_fills_are_refused_before_the_passes(model: Path, planning) -> None:
+    code, output = inspect(model, "--avg-bits", 3, "--group-sizes", "64,256", "--plan", "plan.json")
+    assert code == 2
+    assert "self_attn.q_proj has 128 columns, fewer than a group of 256: give smaller ones, or -1" in output
+    assert not Path("plan.json").exists()
+
+
 @NEEDS_GPTQMODEL
 def test_fused_experts_are_refused_by_name(tmp_path, planning) -> None:
     code, output = quantize(save_mixture(tmp_path / "mixture"), "--avg-bits", 3)

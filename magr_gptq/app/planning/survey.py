@@ -56,9 +56,11 @@ def survey(
         advance: is told how many of how many steps are done.
 
     Raises:
-        InputError: a model with fused experts, whose inputs are not seen, or whose numbers are not finite.
+        InputError: a model with fused experts, whose inputs are not seen, or whose numbers are not finite; a
+            group of more columns than a layer has.
     """
     layers = layers_to_plan(model, engine)
+    _require_columns(layers, max(width.group_size for width in widths))
     turns = list(in_turns(layers, turn_bytes(model.device)))
     steps = iter(range(1, 10**9))
     total = len(turns) * len(rounding) + len(layers) + len(weighing)
@@ -82,6 +84,15 @@ def survey(
         candidates[name] = Candidate(shape_of(layer), tuple((_left(name, undone) * costs).tolist()))
     seen = tokens + sum(batch.numel() for batch in rounding)
     return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), seen)
+
+
+def _require_columns(layers: Layers, group_size: int) -> None:
+    for name, layer in layers.items():
+        columns = shape_of(layer)[1]
+        if columns < group_size:
+            raise InputError(
+                f"{name} has {columns} columns, fewer than a group of {group_size}: give smaller ones, or -1"
+            )
 
 
 def turn_bytes(device: torch.device) -> int:
