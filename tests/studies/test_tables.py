@@ -60,3 +60,20 @@ def test_plans_are_compared_with_uniform_widths_of_their_size(tmp_path: Path, ca
     # halfway: 0.1 on the straight line, and 0.08 on the logarithmic one
     assert "| planned | 2.6 | 2.600 | 0 | 0.0700 | 0.1000 | 30 % | 12 % |" in printed
     assert "planning over quantizing: 25 %" in printed
+
+
+def test_plans_that_chose_group_sizes_stand_beside_older_ones(tmp_path: Path, capsys) -> None:
+    measured = {"seed": 0, "average_bits": 2.6, "planning_seconds": 0.0, "quantize_seconds": 120.0}
+    for name, cell in (
+        ("uniform-3-seed0", {"kind": "uniform", "bits": 3, "divergence": 0.1}),
+        ("planned-2.6-seed0", {"kind": "planned", "bits": 2.6, "divergence": 0.07}),
+        (
+            "planned-2.6-g64,-1-seed0",
+            {"kind": "planned", "bits": 2.6, "divergence": 0.06, "group_sizes": [64, -1]},
+        ),
+    ):
+        write(tmp_path, name, {**measured, **cell})
+    bits.table(Namespace(out=tmp_path))
+    printed = capsys.readouterr().out
+    assert "| planned | 2.6 | 2.600 | 0 | 0.0700 | 0.1000 |" in printed
+    assert "| planned-g64,-1 | 2.6 | 2.600 | 0 | 0.0600 | 0.1000 |" in printed

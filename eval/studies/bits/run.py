@@ -2,13 +2,15 @@ r"""Bits by layer against uniform widths at equal size: divergence of saved chec
 
     python -m eval.studies.bits.run run MODEL --calibration FILE --evaluation FILE --out FOLDER
     python -m eval.studies.bits.run run MODEL ... --out FOLDER --widths WIDTHS.json
+    python -m eval.studies.bits.run run MODEL ... --out FOLDER --group-sizes 64 -1
     python -m eval.studies.bits.run table --out FOLDER
 
 `run` quantizes by GPTQModel with `magr=True` at every uniform width and every average, saves, and scores
 each checkpoint in a process that never imports magr_gptq. `--widths` adds the widths that `autoscheme` wrote.
-Every cell is a JSON file in `--out`; cells that have one are skipped, so a run can be resumed. `table`
-compares each with the straight line, and with the line that is straight in the logarithm, between the uniform
-widths on either side of it.
+With `--group-sizes` each layer of a plan takes one of these, and such plans are cells of their own. Every
+cell is a JSON file in `--out`; cells that have one are skipped, so a run can be resumed. `table` compares
+each with the straight line, and with the line that is straight in the logarithm, between the uniform widths
+on either side of it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,23 +40,35 @@ Widths = dict[str, dict[str, Width]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One checkpoint to make and score; bits: the width, or the average that was asked for."""
+    """One checkpoint to make and score.
+
+    bits: the width, or the average that was asked for. group_sizes: that the layers of a plan choose among;
+    where there are none, all have `--group-size`.
+    """
 
     kind: str
     bits: float
     seed: int
+    group_sizes: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
         """Of its file, without the suffix."""
-        return f"{self.kind}-{self.bits:g}-seed{self.seed}"
+        return f"{self.kind}-{self.bits:g}{suffix(self.group_sizes)}-seed{self.seed}"
+
+
+def suffix(group_sizes: Sequence[int]) -> str:
+    """What it adds to a name that layers choose among these."""
+    return f"-g{','.join(map(str, group_sizes))}" if group_sizes else ""
 
 
 def cells(args: argparse.Namespace, given: Widths) -> Iterator[Cell]:
     """One seed after another."""
+    # the same choice has one name, in whatever order it was given
+    group_sizes = tuple(sorted(set(args.group_sizes), reverse=True))
     for seed in args.seeds:
         yield from (Cell(UNIFORM, bits, seed) for bits in args.bits)
-        yield from (Cell(PLANNED, bits, seed) for bits in args.avg_bits)
+        yield from (Cell(PLANNED, bits, seed, group_sizes) for bits in args.avg_bits)
         for average in given:
             yield Cell(AUTOSCHEME, float(average), seed)
 
@@ -79,15 +93,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure(cell: Cell, given: Widths, worker: Worker, args: argparse.Namespace) -> None:
-    """Plan, quantize, score elsewhere, and write the cell; a survey is kept for the seed's other cells."""
+    """Plan, quantize, score elsewhere, and write the cell; a survey is kept for cells that ask the same."""
     job = Job(
         model=str(args.model.resolve()), out="", calibration=str(args.calibration.resolve()),
         group_size=args.group_size, samples=args.samples, seqlen=args.seqlen, seed=cell.seed,
     )  # fmt: skip
     # not among the results: it names the folders of this machine
-    kept = args.log.with_name(f"bits-{args.model.name}-seed{cell.seed}.json")
+    kept = args.log.with_name(f"bits-{args.model.name}{suffix(cell.group_sizes)}-seed{cell.seed}.json")
     start = time.perf_counter()
-    widths = [Width(bits, args.group_size) for bits in BITS]
+    widths = [Width(bits, group) for bits in BITS for group in cell.group_sizes or (args.group_size,)]
     found = survey_of(job, widths, worker.log, lambda _: None, kept)
     plan = plan_of(cell, found, given, args.group_size)
     planning = time.perf_counter() - start
@@ -131,8 +145,10 @@ def table(args: argparse.Namespace) -> None:
         line = [r for r in found if r["kind"] == UNIFORM and r["seed"] == record["seed"]]
         straight, logarithmic = between(record["average_bits"], line)
         measured = record["divergence"]
+        # older records don't tell, as none had a choice
+        kind = record["kind"] + suffix(record.get("group_sizes", ()))
         print(
-            f"| {record['kind']} | {record['bits']:g} | {record['average_bits']:.3f} | {record['seed']} "
+            f"| {kind} | {record['bits']:g} | {record['average_bits']:.3f} | {record['seed']} "
             f"| {measured:.4f} | {straight:.4f} | {100 * (1 - measured / straight):.0f} % "
             f"| {100 * (1 - measured / logarithmic):.0f} % |"
         )
@@ -168,6 +184,7 @@ def main() -> None:
     running.add_argument("--avg-bits", type=float, nargs="*", default=[2.5, 3.0, 2.25, 3.5])
     running.add_argument("--widths", type=Path, help="of `autoscheme`")
     running.add_argument("--group-size", type=int, default=-1)
+    running.add_argument("--group-sizes", type=int, nargs="+", default=[], help="that plans choose among")
     running.add_argument("--samples", type=int, default=64, help="calibration windows")
     running.add_argument("--seqlen", type=int, default=256, help="tokens of a window")
     running.add_argument("--limit", type=int, default=64, help="scored windows")
