@@ -59,7 +59,7 @@ def test_two_real_layers_stay_nearer_to_themselves_than_by_plain_gptq(
         "smollm2", "--models", str(smollm2.parent), "--calibration", str(TEXTS / "calibration.txt"),
         "--evaluation", str(TEXTS / "evaluation.txt"), "--methods", "gptq", "default", "--bits", "3",
         "--group-sizes", "64", "--samples", "8", "--seqlen", "256", "--limit", "8", "--seeds", "0",
-        "--log", str(tmp_path / "log"),
+        "--log", str(tmp_path / "log"), "--work", str(tmp_path / "work"),
     )  # fmt: skip
     told = study("run", *asked)
     assert [line.split(":")[0] for line in told.splitlines()] == [

@@ -6,7 +6,9 @@ r"""Plain GPTQ, the paper's preset and the default on pretrained models that peo
 
 `run` fetches the model into `--models` unless it is there, quantizes it by GPTQModel, saves, and scores every
 saved checkpoint in a process that never imports magr_gptq. Every cell (method, bits, group size, calibration
-windows, seed) is a JSON file in `--out`; cells that have one are skipped, so a run can be resumed.
+windows, seed) is a JSON file in `--out`; cells that have one are skipped, so a run can be resumed. A
+checkpoint stays in `--work` until its cell is written, so that the same command scores it where a run ended
+before that.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.lib.auto_round import RECIPES
-from eval.lib.checkpoints import divergences
+from eval.lib.checkpoints import divergences_in
 from eval.studies.quality.run import UNQUANTIZED, heading, path
 from eval.studies.real.fetch import SOURCES, fetch
 from magr_gptq.app.quantizing.job import Job
@@ -84,9 +87,17 @@ def measure(cells: list[Cell], model: Path, worker: Worker, args: argparse.Names
         )
         for cell in cells
     }  # fmt: skip
-    found = divergences(jobs, args.evaluation.resolve(), worker, seqlen=args.seqlen, limit=args.limit)
+    found = divergences_in(
+        place(args), jobs, args.evaluation.resolve(), worker, seqlen=args.seqlen, limit=args.limit
+    )
     for cell in cells:
         write(args.out, cell.name, {**cell._asdict(), **found[cell.name]})
+        shutil.rmtree(place(args) / cell.name)
+
+
+def place(args: argparse.Namespace) -> Path:
+    """Where the model's checkpoints wait to be scored, by their cells' names."""
+    return Path(args.work).resolve() / args.model
 
 
 def write(folder: Path, name: str, result: dict[str, Any]) -> None:
@@ -138,6 +149,9 @@ def add_arguments(running: argparse.ArgumentParser, methods: list[str]) -> None:
     running.add_argument("--limit", type=int, default=40, help="scored windows")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     running.add_argument("--log", type=Path, default=Path(tempfile.gettempdir(), "real.log"))
+    running.add_argument(
+        "--work", type=Path, default=Path("runs/real-unscored"), help="folder of unscored checkpoints"
+    )
     running.add_argument("--out", type=Path, required=True, help="folder of the results")
 
 
