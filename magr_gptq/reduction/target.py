@@ -42,12 +42,14 @@ class Half:
     gram: Ĥ = Σ x̂x̂ᵀ, [in, in]. lacking: Σ (x − x̂)x̂ᵀ, [in, in], summed as such: a difference of sums would be
     all rounding. Where of_output it is E itself, Σ (W(x − x̂) + r − r̂)x̂ᵀ, [out, in], of a layer that writes
     into the residual stream r. Both are float32. whole: how many documents lie in this half alone.
+    weighed: whether each token counts by its `importance` w: x̂, x and r stand for √w times what they are.
     """
 
     gram: Tensor
     lacking: Tensor
     whole: int = 1
     of_output: bool = False
+    weighed: bool = False
 
     @classmethod
     @torch.no_grad()
@@ -59,6 +61,7 @@ class Half:
         whole: int = 1,
         of_output: bool = False,
         gram: Tensor | None = None,
+        importance: Tensor | None = None,
     ) -> Half:
         """The sums over some tokens.
 
@@ -67,9 +70,14 @@ class Half:
             lacking: x − x̂, [tokens, in], or, where of_output, what the output lacks, [tokens, out].
             whole: of how many documents these are all tokens; others have some in the other half.
             gram: Σ x̂x̂ᵀ, [in, in] float32, where it is known; it becomes the sum's own.
+            importance: w ≥ 0, [tokens]; None where all count alike.
         """
-        wide = damaged.float()
-        return cls(wide.T @ wide if gram is None else gram, lacking.float().T @ wide, whole, of_output)
+        wide, lost = damaged.float(), lacking.float()
+        if importance is not None:
+            root = importance.sqrt()[:, None]
+            wide, lost, gram = wide * root, lost * root, None
+        weighed = importance is not None
+        return cls(wide.T @ wide if gram is None else gram, lost.T @ wide, whole, of_output, weighed)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:
@@ -133,6 +141,22 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     return Target(
         correction(whole.missing(original), whole.gram, rho).mul_(strength).add_(original), strength
     )
+
+
+@torch.no_grad()
+def weighed_(hessian: Tensor, halves: Sequence[Half] | None) -> Tensor:
+    """Replace a toolkit's H by Σ w·x̂x̂ᵀ of the halves, as large as it was, where tokens are weighed.
+
+    Args:
+        hessian: [in, in] float32; changed in place, and returned.
+    """
+    if not halves or not all(half.weighed for half in halves):
+        return hessian
+    size = diagonal_of(hessian).sum()
+    hessian.zero_()
+    for half in halves:
+        hessian.add_(half.gram.to(hessian))
+    return hessian.mul_(size / diagonal_of(hessian).sum().clamp_min(torch.finfo(hessian.dtype).tiny))
 
 
 def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:

@@ -8,6 +8,7 @@ block before, which is copied along, with all blocks before that.
 from __future__ import annotations
 
 import copy
+import inspect
 from types import MethodType
 from typing import Any
 
@@ -59,3 +60,6 @@ def _drop_hooks(module: torch.nn.Module) -> None:
     for name, none in (("forward_hook", None), ("forward_hook_last", False)):
         if hasattr(module, name):
             setattr(module, name, none)
+    if hasattr(module, "forward_hook"):
+        # they run in inference mode, too, through which nothing can be differentiated
+        module.forward = MethodType(inspect.unwrap(type(module).forward), module)

@@ -3,13 +3,16 @@
 A toolkit takes the inputs of a few layers a pass. A child of the block, such as its attention, keeps what it
 returned once the input of its last layer was taken, and gives that in later passes. So every pass goes on
 about where the one before has ended.
+
+Where inputs of attention's first layers are wanted it is run to its end, which tells how much each token
+counts there; see `toolkits.weighing`.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -19,6 +22,7 @@ from torch import Tensor
 
 from magr_gptq.toolkits.copying import plain_copy
 from magr_gptq.toolkits.stream import BLOCK, Layout, first_of, layout_of
+from magr_gptq.toolkits.weighing import Weighing, mapped
 
 # where a child has its own forward; a bound method, which follows its module where that is copied
 RUN = "_magr_run"
@@ -29,11 +33,12 @@ class Seen:
     """Of one batch in one pass.
 
     taken: of the layers that were wanted: what they are given, or what they return where they write into the
-        stream. stream: what enters the block, and each child. output: of the block; None where it did not
-        run to its end. Everything but that is by name.
+        stream. importance: as `Weighing` finds it. stream: what enters the block, and each child. output: of
+        the block; None where it did not run to its end. Everything but that is by name.
     """
 
     taken: dict[str, Tensor] = field(default_factory=dict)
+    importance: dict[str, Tensor] = field(default_factory=dict)
     stream: dict[str, Tensor] = field(default_factory=dict)
     output: Tensor | None = None
 
@@ -46,24 +51,30 @@ class _Here(threading.local):
     """One thread's batch.
 
     pending: the wanted layers that are still to come, and the children still to return.
+    weighing: of the wanted layers those for which tokens are weighed.
     """
 
     def __init__(self) -> None:
         self.number, self.home, self.seen = 0, torch.device("cpu"), Seen()
         self.wanted: frozenset[str] = frozenset()
         self.pending: set[str] = set()
+        self.weighing: set[str] = set()
+        self.kept: Tensor | None = None
 
 
 class Original:
     """The block as it is now, on every device where a batch is run."""
 
     def __init__(self, block: torch.nn.Module) -> None:
-        first = plain_copy(block)
+        # what is made in inference mode, where some toolkits run, can't be differentiated through
+        with torch.inference_mode(False):
+            first = plain_copy(block).requires_grad_(False)
         self._copies = {next(first.parameters()).device: first}
         self._kept: dict[tuple[str, int], Any] = {}
         self._here = _Here()
         self._lock = threading.Lock()
         self._layout: Layout | None = None
+        self._weighing = Weighing()
 
     def written_at(self, name: str) -> str | None:
         """Where in `Seen.stream` the stream is that this layer writes into, None if it writes into none."""
@@ -76,19 +87,22 @@ class Original:
         kwargs: dict[str, Any],
         wanted: frozenset[str],
         home: torch.device,
+        kept: Tensor | None = None,
     ) -> Seen:
         """Run a batch, as far as it takes.
 
         Args:
             number: of the batch. args, kwargs: of the block; the hidden state comes first.
             wanted: the layers of which to take something; none where the block shall run to its end.
-            home: the device where something is kept.
+            home: the device where something is kept. kept: as for `UndamagedChain.run`.
         """
         block, layout = self._on(args[0].device, args, kwargs)
-        ending = {child for child, last in layout.last.items() if last in wanted}
         here = self._here
         seen = Seen(stream={BLOCK: args[0]})
-        here.number, here.home, here.wanted, here.seen = number, home, wanted, seen
+        here.number, here.home, here.wanted, here.seen, here.kept = number, home, wanted, seen, kept
+        mixing = layout.mixing if self._weighing.possible else ()
+        here.weighing = {name for child in mixing for name in _inside(child, wanted) - {layout.last[child]}}
+        ending = {c for c, last in layout.last.items() if last in wanted or _inside(c, here.weighing)}
         here.pending = {*wanted, *ending}
         try:
             seen.output = first_of(block(*args, **kwargs))
@@ -106,7 +120,8 @@ class Original:
         """A toolkit that spreads batches over devices has replicas of its block, too."""
         with self._lock:
             if device not in self._copies:
-                self._copies[device] = copy.deepcopy(next(iter(self._copies.values()))).to(device)
+                with torch.inference_mode(False):
+                    self._copies[device] = copy.deepcopy(next(iter(self._copies.values()))).to(device)
             if self._layout is None:
                 self._layout = layout_of(self._copies[device], args, kwargs)
                 for each in self._copies.values():
@@ -120,6 +135,7 @@ class Original:
                 module.register_forward_hook(self._take_output(name))
             else:
                 module.register_forward_pre_hook(self._take_input(name))
+        self._weighing.watch(block)
         for name, child in block.named_children():
             child.register_forward_pre_hook(self._take_stream(name))
             if name in layout.last:
@@ -132,7 +148,8 @@ class Original:
     def _take_input(self, name: str) -> Callable[..., None]:
         def hook(_: Any, args: tuple[Any, ...]) -> None:
             if name in self._here.wanted:
-                self._here.seen.taken[name] = args[0]
+                # which may be in a graph, as what is returned may be
+                self._here.seen.taken[name] = args[0].detach()
                 self._done(name)
 
         return hook
@@ -140,7 +157,7 @@ class Original:
     def _take_output(self, name: str) -> Callable[..., None]:
         def hook(_: Any, _given: Any, output: Tensor) -> None:
             if name in self._here.wanted:
-                self._here.seen.taken[name] = output
+                self._here.seen.taken[name] = output.detach()
                 self._done(name)
 
         return hook
@@ -154,11 +171,20 @@ class Original:
 
     def _kept_or_run(self, name: str) -> Callable[..., Any]:
         def forward(child: Any, *args: Any, **kwargs: Any) -> Any:
-            here = self._here
-            inside = any(layer.startswith(f"{name}.") for layer in here.wanted)
-            if not inside and (name, here.number) in self._kept:
-                return _moved(self._kept[name, here.number], _device_of(args, kwargs))
-            return getattr(child, RUN)(*args, **kwargs)
+            here, run = self._here, getattr(child, RUN)
+            inside = _inside(name, here.wanted)
+            if (name, here.number) in self._kept and self._layout and inside <= self._layout.returned:
+                kept = _moved(self._kept[name, here.number], _device_of(args, kwargs))
+                for layer in inside:
+                    here.seen.taken[layer] = first_of(kept)
+                    self._done(layer)
+                return kept
+            weighing = _inside(name, here.weighing)
+            if not weighing:
+                return run(*args, **kwargs)
+            returned, found = self._weighing.run(run, args, kwargs, weighing, here.number, here.kept)
+            here.seen.importance.update(found)
+            return returned
 
         return forward
 
@@ -188,10 +214,12 @@ def _is_small(output: Any) -> bool:
     return bool(sum(part.numel() for part in more if part is not None) < first.numel())
 
 
+def _inside(child: str, layers: Collection[str]) -> set[str]:
+    return {layer for layer in layers if layer.startswith(f"{child}.")}
+
+
 def _moved(output: Any, device: torch.device) -> Any:
-    if isinstance(output, tuple):
-        return tuple(None if part is None else part.to(device) for part in output)
-    return output.to(device)
+    return mapped(lambda tensor: tensor.to(device), output)
 
 
 def _device_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:

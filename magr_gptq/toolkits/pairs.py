@@ -47,6 +47,7 @@ class Pairs:
         kept: Tensor | None = None,
         of_output: bool = False,
         gram: Tensor | None = None,
+        importance: Tensor | None = None,
     ) -> None:
         """Count documents in, of which every second one belongs to one half.
 
@@ -58,10 +59,12 @@ class Pairs:
             gram: Σ x̂x̂ᵀ of the tokens that are no padding, [in, in] float32, where it is known; it may be
                 overwritten. It does not serve for the first document alone, whose first token may be as loud
                 as all others: what one half leaves of such a sum is rounding.
+            importance: [documents, tokens], as for `Half.of`; `gram` does not serve then.
         """
         documents, tokens = damaged.shape[:2]
         side = _side(first, torch.ones(documents, tokens, dtype=torch.bool) if kept is None else kept.cpu())
-        gram = None if gram is None or (documents == 1 and first == 0) else gram.to(damaged.device)
+        serves = importance is None and not (documents == 1 and first == 0)
+        gram = gram.to(damaged.device) if gram is not None and serves else None
         present = [half for half in (0, 1) if first == 0 or (side == half).any()]
         for half in present:
             mine = (side == half).nonzero()[:, 0].to(damaged.device)
@@ -69,9 +72,10 @@ class Pairs:
             known = gram if half == present[-1] else None
             whole = len(range((half - first) % 2, documents, 2)) - (half == first == 0)
             parts = [part.flatten(0, 1) for part in (damaged, lacking)]
+            weights = None if importance is None else importance.to(damaged.device).flatten()[mine]
             if len(mine) < len(side):
                 parts = [part.index_select(0, mine) for part in parts]
-            some = Half.of(*parts, whole=whole, of_output=of_output, gram=known)
+            some = Half.of(*parts, whole=whole, of_output=of_output, gram=known, importance=weights)
             if gram is not None and known is None:
                 gram -= some.gram
             self._add(half, some)

@@ -20,6 +20,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from magr_gptq.reduction.importance import by_document
 from magr_gptq.toolkits.memory import is_distributed, is_out_of_memory
 from magr_gptq.toolkits.original import Original, Seen
 from magr_gptq.toolkits.pairs import Pairs
@@ -88,13 +89,19 @@ class UndamagedChain:
         ]
 
     def run(
-        self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any], home: torch.device | None = None
+        self,
+        number: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        home: torch.device | None = None,
+        kept: Tensor | None = None,
     ) -> None:
         """Run the block's original on a batch; the toolkit runs the block next, in the same thread.
 
         Args:
             number: of the batch. args, kwargs: of the block, where the toolkit's hidden state comes first.
             home: the device where a hidden state is kept; None is where the batch is run.
+            kept: [documents, tokens], false where a token is padding; None where none is.
         """
         damaged, rest = args[0], args[1:]
         # another thread may lose the chain meanwhile
@@ -107,7 +114,7 @@ class UndamagedChain:
                 # nothing is damaged before the first block
                 state = states.get(number, damaged).to(damaged.device)
                 with torch.no_grad(), self._shared.own(number, kwargs) as own:
-                    seen = original.run(number, (state, *rest), own, self._wanted, home)
+                    seen = original.run(number, (state, *rest), own, self._wanted, home, kept)
                 here.start(number, seen)
                 here.damaged_stream[BLOCK] = damaged
                 if seen.output is not None:
@@ -178,8 +185,9 @@ class UndamagedChain:
             if place is not None:
                 lacking += here.missing_stream(place).to(spoiled.device)
             parts = [part.reshape(documents, -1, part.shape[-1]) for part in (damaged, lacking)]
-            first = here.number * documents
-            pairs.add(first, *parts, kept=kept, of_output=place is not None, gram=gram)
+            importance = _importance(here.seen.importance.pop(name, None), documents, kept)
+            first, of_output = here.number * documents, place is not None
+            pairs.add(first, *parts, kept=kept, of_output=of_output, gram=gram, importance=importance)
 
     def close(self) -> None:
         """End the pass."""
@@ -203,3 +211,10 @@ class UndamagedChain:
                 self._here.damaged_stream[name] = args[0]
 
         return hook
+
+
+def _importance(found: Tensor | None, documents: int, kept: Tensor | None) -> Tensor | None:
+    """Of each token, [documents, tokens]; None where all count alike."""
+    if found is None:
+        return None
+    return by_document(found.reshape(documents, -1), None if kept is None else kept.to(found.device))

@@ -18,6 +18,7 @@ from magr_gptq.reduction.target import (
     cross_fitted,
     shrinkage_by_documents,
     target_of,
+    weighed_,
 )
 
 COLUMNS, ROWS = 24, 10
@@ -275,6 +276,39 @@ def test_sums_of_batches_add_up() -> None:
     found = target_of(weight_of(), (summed, second.half()))
     wanted = target_of(weight_of(), halves(first, second))
     torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_of_importance_two_counts_as_two_tokens() -> None:
+    one, _ = chains(20)
+    counts = torch.arange(20) % 3
+    repeated = Chains(*(part.repeat_interleave(counts, 0) for part in one[:2]))
+    damaged, lacking = one.damaged.float(), (one.clean - one.damaged).float()
+    found, wanted = Half.of(damaged, lacking, importance=counts.float()), repeated.half()
+    torch.testing.assert_close(found.gram, wanted.gram)
+    torch.testing.assert_close(found.lacking, wanted.lacking)
+    assert (found.weighed, wanted.weighed) == (True, False)
+
+
+def test_a_product_of_tokens_that_count_alike_does_not_serve_others() -> None:
+    one, _ = chains(20)
+    given = one.damaged.float(), (one.clean - one.damaged).float()
+    importance = random(20, seed=3).square().float()
+    found = Half.of(*given, gram=torch.eye(COLUMNS), importance=importance)
+    torch.testing.assert_close(found.gram, Half.of(*given, importance=importance).gram)
+
+
+def test_the_hessian_of_weighed_tokens_is_as_large_as_the_toolkits() -> None:
+    parts = [replace(half, weighed=True) for half in halves(*chains(60))]
+    whole = parts[0].gram + parts[1].gram
+    hessian = 7 * torch.eye(COLUMNS)
+    assert weighed_(hessian, parts) is hessian
+    torch.testing.assert_close(hessian, whole * (7 * COLUMNS / whole.trace()))
+
+
+def test_the_hessian_of_tokens_that_count_alike_stays() -> None:
+    hessian = random(COLUMNS, COLUMNS, seed=2).float()
+    for given in (None, [], list(halves(*chains(60)))):
+        assert torch.equal(weighed_(hessian.clone(), given), hessian)
 
 
 def test_without_a_second_half_the_weight_stays() -> None:

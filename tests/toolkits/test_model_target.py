@@ -115,15 +115,39 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
 
 
 @pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
+def test_tokens_are_weighed_where_attention_mixes_them(road: str, model: str, monkeypatch) -> None:
+    """What rounds queries, keys and values is the Hessian of weighed tokens, at the size of the toolkit's."""
+    weighed: list[bool] = []
+    real = layer_step._regularised
+
+    def regularised(given: layer_step.Given) -> object:
+        whole = sum(half.gram for half in given.halves)
+        weighed.append(all(half.weighed for half in given.halves))
+        ratio = given.hessian.trace() / whole.trace()
+        torch.testing.assert_close(given.hessian, whole * ratio, rtol=1e-3, atol=1e-3 * float(ratio))
+        return real(given)
+
+    monkeypatch.setattr(layer_step, "_regularised", regularised)
+    with magr_gptq.enabled(road):
+        ROADS[road](model)
+    assert (weighed.count(True), len(weighed)) == (6, 14)
+
+
+@pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
 def test_hidden_states_are_kept_where_the_toolkit_keeps_its_own(road: str, model: str, monkeypatch) -> None:
     """AutoGPTQ keeps them where a batch is run, unless it is asked to keep them on the CPU."""
     homes, run = [], UndamagedChain.run
 
     def noting(
-        self: UndamagedChain, number: int, args: tuple, kwargs: dict, home: torch.device | None = None
+        self: UndamagedChain,
+        number: int,
+        args: tuple,
+        kwargs: dict,
+        home: torch.device | None = None,
+        **more: object,
     ) -> None:
         homes.append(home)
-        run(self, number, args, kwargs, home)
+        run(self, number, args, kwargs, home, **more)
 
     monkeypatch.setattr(UndamagedChain, "run", noting)
     with magr_gptq.enabled(road):

@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.target import weighed_
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.autogptq import chain
@@ -210,7 +211,9 @@ def _quantize_rows(
         log.warning("magr steps aside for %s: %s", name, why)
         return quantize()
 
+    halves = chain.halves_of(task.layer)
     try:
+        task.H = weighed_(task.H, halves)
         order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
         plan = run.magr.resolve(run.bits, group_size, order, STORED)
         matrix = _to_matrix(task.layer)
@@ -236,7 +239,7 @@ def _quantize_rows(
         plan=plan,
         tokens=getattr(task, "magr_tokens", None),
         in_order=not reorders,
-        halves=chain.halves_of(task.layer),
+        halves=halves,
     )
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):

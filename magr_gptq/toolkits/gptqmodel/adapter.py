@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from magr_gptq.config import MagRConfig, Plan
 from magr_gptq.reduction.factorization import Factorization, Share
+from magr_gptq.reduction.target import weighed_
 from magr_gptq.toolkits import layer_step
 from magr_gptq.toolkits.gptqmodel import calibration, chain, resume
 from magr_gptq.toolkits.gptqmodel import config as config_field
@@ -162,7 +163,9 @@ def _quantize_rows(task: Any, magr: MagRConfig, quantize: Callable[[], Any]) -> 
 def _given(task: Any, magr: MagRConfig) -> Given:
     """The layer with its Hessian and its plan."""
     config = task.qcfg
-    hessian = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
+    halves = chain.halves_of(task)
+    found = task.finalize_hessian(target_device=getattr(task.module, "target_device", None))
+    hessian = weighed_(found, halves)
     plan = magr.resolve(config.bits, config.group_size, _order(task, hessian), STORED)
     if plan.nearest:
         # other layers with this input may have shared their factor
@@ -177,7 +180,7 @@ def _given(task: Any, magr: MagRConfig) -> Given:
         # padding is cut off where it stands, and a correction has its columns in their own order
         in_order=not (config.desc_act or task._tp_pad_cols or corrects),
         share=_share(task, plan, hessian),
-        halves=chain.halves_of(task),
+        halves=halves,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from gptqmodel.looper.gptq_processor import GPTQProcessor
 from gptqmodel.looper.module_looper import ModuleLooper
 from gptqmodel.quantization.gptq import GPTQ
+from torch import Tensor
 
 from magr_gptq.config import MagRConfig
 from magr_gptq.reduction.target import Half
@@ -75,7 +76,7 @@ def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
 
         def run_original(_: Any, args: Any, kwargs: Any) -> None:
             number = processor.current_batch_index()
-            chain.run(number, args, kwargs, home=inputs[number][0].device)
+            chain.run(number, args, kwargs, home=inputs[number][0].device, kept=_kept(processor))
 
         wanted = [
             name for name in given.get("current_subset") or () if not processor.shared_input_leader(name)
@@ -91,6 +92,12 @@ def _run_forward_batches(original: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _kept(processor: Any) -> Tensor | None:
+    """Of the batch that this thread runs, [documents, tokens]: false where a token is padding."""
+    kept: Tensor | None = getattr(getattr(processor, "_mask_tls", None), "value", None)
+    return kept
+
+
 def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
     def pre_process_fwd_hook(self: Any, name: str) -> Any:
         """The toolkit's own hook, then the pairs of the same batch."""
@@ -102,7 +109,7 @@ def _pre_process_fwd_hook(original: Callable[..., Any]) -> Callable[..., Any]:
         def pairing_hook(module: Any, inputs: Any, output: Any) -> None:
             with gram.of_batch() as made:
                 hook(module, inputs, output)
-            kept = getattr(getattr(self, "_mask_tls", None), "value", None)
+            kept = _kept(self)
             # a padded layer's product is of more columns; tokens that the mask does not fit are all counted
             fits = kept is None or kept.shape == inputs[0].shape[:2]
             known = made if fits and not self.tasks[name]._tp_pad_cols else ()

@@ -40,6 +40,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from magr_gptq.config import MagRConfig, Plan
+from magr_gptq.reduction.target import weighed_
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.toolkits.block_passes import BlockPasses, blocks_of
 from magr_gptq.toolkits.layer_step import LAYER_ERRORS, Aside, Given, first_line, quantize_together
@@ -231,13 +232,16 @@ class MagRGPTQModifier(GPTQModifier):
     def _given(self, module: Any) -> Given:
         """The module with its Hessian, its plan, and what both chains add up to."""
         pairs = self._passes.end(module) if self._passes else None
+        halves = pairs.halves if pairs else None
+        # which its order of columns is of, too
+        hessian = weighed_(self._hessians[module], halves)
         return Given(
             weight=module.weight,
-            hessian=self._hessians[module],
+            hessian=hessian,
             plan=self._plan(module),
             tokens=int(self._tokens.pop(module, 0)) or None,
             in_order=not module.quantization_scheme.weights.actorder,
-            halves=pairs.halves if pairs else None,
+            halves=halves,
         )
 
     def _leave(self, module: Any, aside: Aside) -> None:

@@ -1,0 +1,123 @@
+"""How much each token counts to the layers that attention mixes, asked of the unquantized attention itself.
+
+See `reduction.importance`. It takes one step back from what attention returns to what those layers return.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magr_gptq.reduction.importance import importance
+from magr_gptq.toolkits.memory import is_out_of_memory
+from magr_gptq.toolkits.stream import LAYERS, first_of
+
+
+class _Here(threading.local):
+    """What one thread's layers were given and have returned, by name; None where nobody asks."""
+
+    calls: dict[str, tuple[Tensor, Tensor]] | None = None
+
+
+class Weighing:
+    """Runs a block's children so that they tell what each token counts.
+
+    possible: whether all that were asked could; one that has no gradient is not asked again.
+    """
+
+    def __init__(self) -> None:
+        self.possible = True
+        self._here = _Here()
+
+    def watch(self, block: torch.nn.Module) -> None:
+        """Hook all layers of a block."""
+        for name, module in block.named_modules():
+            if isinstance(module, LAYERS):
+                module.register_forward_hook(self._note(name))
+
+    def run(
+        self,
+        run: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names: Collection[str],
+        seed: int,
+        kept: Tensor | None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What the child returns, and the importance of each token, [..., tokens], to layers of these names.
+
+        Layers that share their input, such as queries, keys and values, have one importance.
+
+        Args:
+            run: the child's forward. kept: [documents, tokens], false where a token is padding, of which
+                nobody reads what the child returns.
+        """
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                returned, calls = self._noted(run, mapped(_normal, args), mapped(_normal, kwargs))
+                inputs = [calls[name][0] for name in names]
+                outputs = [[y for x, y in calls.values() if x is given] for given in inputs]
+                first = first_of(returned)
+                found = importance(first, outputs, _cotangent(first, seed, kept))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.possible = False
+            message = "tokens count alike in attention that has no gradient"
+            warnings.warn(f"magr: {message}: {error}", stacklevel=2)
+            return run(*args, **kwargs), {}
+        known = {name: one for name, one in zip(names, found, strict=True) if one is not None}
+        return mapped(Tensor.detach, returned), known
+
+    def _noted(
+        self, run: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
+        calls: dict[str, tuple[Tensor, Tensor]] = {}
+        self._here.calls = calls
+        try:
+            return run(*args, **kwargs), calls
+        finally:
+            self._here.calls = None
+
+    # a function, not a method: who copies a block copies its hooks, and must not copy what they belong to
+
+    def _note(self, name: str) -> Callable[..., Any]:
+        def hook(_: Any, args: tuple[Any, ...], output: Any) -> Any:
+            calls = self._here.calls
+            if calls is None or not isinstance(output, Tensor):
+                return None
+            is_leaf = not output.requires_grad
+            calls[name] = args[0], output.requires_grad_()
+            # attention may scale it in place, which a leaf does not allow
+            return output.clone() if is_leaf else None
+
+        return hook
+
+
+def mapped(change: Callable[[Tensor], Tensor], given: Any) -> Any:
+    """The same with every tensor changed, in tuples, lists and dicts, too."""
+    if isinstance(given, Tensor):
+        return change(given)
+    if isinstance(given, dict):
+        return {key: mapped(change, value) for key, value in given.items()}
+    if type(given) in (tuple, list):
+        return type(given)(mapped(change, value) for value in given)
+    return given
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A copy of what was made in inference mode, which autograd refuses."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _cotangent(returned: Tensor, seed: int, kept: Tensor | None) -> Tensor:
+    """N(0, 1), the same on every device; 0 at padding."""
+    u = torch.randn(returned.shape, generator=torch.Generator().manual_seed(seed)).to(returned)
+    if kept is not None and kept.shape == u.shape[:2]:
+        u *= kept.to(u)[..., None]
+    return u
