@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from magr_gptq.reduction.held_out import held_out_share
 from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
 from magr_gptq.reduction.shrinkage import of_half, shrink_, shrinkage_of_halves
 
@@ -108,7 +109,7 @@ class Target:
 
 
 @torch.no_grad()
-def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
+def target_of(weight: Tensor, halves: Sequence[Half], rho: Tensor | None = None) -> Target:
     """W* = Ŵ + α·D, which stands in for Ŵ in all that follows.
 
     D is the `correction` by all tokens. Let S be the part of it that holds, and V its noise, which is 2V by
@@ -122,6 +123,7 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     Args:
         weight: Ŵ, [out, in], any floating dtype; not changed.
         halves: two, on one device, or fewer where one saw no token; which is the first changes nothing.
+        rho: of `shrinkage_by_documents`, where it is known.
 
     Raises:
         ValueError: sums of another shape, or that are not finite.
@@ -132,7 +134,7 @@ def target_of(weight: Tensor, halves: Sequence[Half]) -> Target:
     if len(halves) < 2 or not all(bool(diagonal_of(half.gram).any()) for half in halves):
         return Target(original, 0.0)
     original = original.to(halves[0].gram.device)
-    rho = shrinkage_by_documents(halves)
+    rho = shrinkage_by_documents(halves) if rho is None else rho
     strength = _strength(original, halves, rho)
     if strength == 0:
         return Target(original, 0.0)
@@ -160,7 +162,7 @@ def weighed_(hessian: Tensor, halves: Sequence[Half] | None) -> Tensor:
 
 
 def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:
-    """ρ, [] float64, from two halves; see `shrinkage_of_halves`.
+    """ρ, [] float64, from two halves; see `shrinkage_of_halves` and `held_out_share`.
 
     Where every document lies in both halves, they agree on what is a document's own, too. So what one of
     them says of the other stands for what both say of other documents, and the share is that of half of the
@@ -168,6 +170,7 @@ def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:
     """
     first, second = halves
     rho = shrinkage_of_halves(first.gram, second.gram)
+    rho = held_out_share(first.gram, second.gram, rho)
     return rho if first.whole + second.whole > 0 else of_half(rho)
 
 

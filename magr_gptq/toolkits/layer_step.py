@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ RoundAll = Callable[[Sequence[tuple[int, Tensor, Tensor, Tensor]]], list[Rounded
 # what numbers and memory raise; LinAlgError and OutOfMemoryError are RuntimeErrors, and a device that lacks
 # float64 raises TypeError
 LAYER_ERRORS = (ValueError, TypeError, ArithmeticError, RuntimeError, MemoryError)
+
+T = TypeVar("T")
 
 UNREACHED = "no calibration token reached the layer, or all of its inputs were zero"
 ZERO = "all of its weights are zero"
@@ -142,13 +145,16 @@ def _ready(given: Given) -> _Ready | Aside:
 def _regularised(given: Given) -> _Ready:
     weight, hessian, plan = given.weight, given.hessian, given.plan
     rho = order = correction = None
+    # what the halves tell knows how alike a document's tokens are; else the number of tokens must do
+    halves = given.halves or []
+    known = _with_memory(shrinkage_by_documents, halves) if len(halves) == 2 else None
     if plan.shrinks and given.tokens:
-        rho = _shrinkage(given, given.tokens)
+        rho = shrinkage(hessian, given.tokens) if known is None else known.to(hessian.device)
         even_(shrink_(hessian, rho), rho, given.tokens)
-    if plan.aims_at_model and given.halves:
-        target = _target(weight, given.halves)
+    if plan.aims_at_model and halves:
+        target = _target(weight, halves, known)
         # frames above name them, too: their memory is for the toolkit, which rounds next
-        given.halves.clear()
+        halves.clear()
         weight, correction = target.weight, target.strength
     if given.in_order and plan.reorders:
         order = importance_order(hessian.diagonal(), plan.group_size)
@@ -157,22 +163,25 @@ def _regularised(given: Given) -> _Ready:
     return _Ready(passage, given.tokens, None if rho is None else float(rho), correction)
 
 
-def _shrinkage(given: Given, tokens: int) -> Tensor:
-    """What the halves tell knows how alike a document's tokens are; else the number of tokens must do."""
-    if given.halves and len(given.halves) == 2:
-        return shrinkage_by_documents(given.halves).to(given.hessian.device)
-    return shrinkage(given.hessian, tokens)
+def _target(weight: Tensor, halves: Sequence[Half], rho: Tensor | None) -> Target:
+    """What the layer aims at, on the weight's device."""
+
+    def compute(halves: Sequence[Half]) -> Target:
+        device = halves[0].gram.device
+        return target_of(weight.to(device), halves, None if rho is None else rho.to(device))
+
+    found = _with_memory(compute, halves)
+    return replace(found, weight=found.weight.to(weight.device))
 
 
-def _target(weight: Tensor, halves: Sequence[Half]) -> Target:
-    """What the layer aims at; found on the CPU where a device has no memory for it."""
+def _with_memory(compute: Callable[[Sequence[Half]], T], halves: Sequence[Half]) -> T:
+    """What is made of the halves; on the CPU where their device has no memory for it."""
     try:
-        return target_of(weight, halves)
+        return compute(halves)
     except LAYER_ERRORS as error:
         if not is_out_of_memory(error):
             raise
-    found = target_of(weight.cpu(), [half.to(torch.device("cpu")) for half in halves])
-    return replace(found, weight=found.weight.to(weight.device))
+    return compute([half.to(torch.device("cpu")) for half in halves])
 
 
 def _quantized(ready: _Ready, round_rows: RoundRows) -> Done | Aside:

@@ -13,7 +13,7 @@ from tiny import calibration_rows, save_tiny_model
 
 import magr_gptq
 from magr_gptq.config import MagRConfig
-from magr_gptq.reduction.shrinkage import shrinkage_of_halves
+from magr_gptq.reduction.target import shrinkage_by_documents
 from magr_gptq.toolkits import installed, layer_step
 from magr_gptq.toolkits.report import LayerReport, RunReport
 from magr_gptq.toolkits.undamaged import UndamagedChain, _Here
@@ -82,8 +82,8 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
     seen, targets, streams = keep_inputs(road, monkeypatch), [], keep_streams(monkeypatch)
     real = layer_step.target_of
 
-    def target_of(weight: torch.Tensor, halves: list) -> object:
-        found = real(weight, halves)
+    def target_of(weight: torch.Tensor, halves: list, rho: torch.Tensor) -> object:
+        found = real(weight, halves, rho)
         # the list is emptied after this
         targets.append((list(halves), found))
         return found
@@ -111,7 +111,7 @@ def test_pairs_are_those_of_the_stored_inputs(road: str, model: str, undamaged, 
     report = done[-1]
     assert report.name.endswith(LAYER)
     assert report.correction == found.strength
-    assert report.shrinkage == pytest.approx(float(shrinkage_of_halves(*(half.gram for half in halves))))
+    assert report.shrinkage == pytest.approx(float(shrinkage_by_documents(halves)))
 
 
 @pytest.mark.parametrize("road", [road for road in ROADS if road in installed()])
