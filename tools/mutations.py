@@ -179,16 +179,22 @@ MUTATIONS = [
     Mutation("reduction/target.py", "second.whole > 0", "second.whole >= 0", "target"),
     Mutation(
         "reduction/target.py",
-        "rho = shrinkage_by_documents(halves)",
-        "rho = shrinkage_of_halves(halves[0].gram, halves[1].gram)",
+        "rho = shrinkage_by_documents(halves) if",
+        "rho = shrinkage_of_halves(halves[0].gram, halves[1].gram) if",
         "target",
     ),
     Mutation(
         "toolkits/layer_step.py",
-        "shrinkage_by_documents(given.halves)",
-        "shrinkage(given.hessian, tokens)",
+        "if len(halves) == 2 else None",
+        "if False else None",
         "layer_step",
     ),
+    Mutation("reduction/held_out.py", "rho, left, 0.5)", "rho, left, 2.0)", "held_out"),
+    Mutation("reduction/held_out.py", "hessian.flip(0, 1)", "hessian", "held_out"),
+    Mutation("reduction/importance.py", ".sum(0).sqrt()", ".sum(0)", "importance"),
+    Mutation("reduction/target.py", "hessian.mul_(size", "hessian.mul_(1", "target"),
+    Mutation("toolkits/weighing.py", "if x is given", "if True", "weighing"),
+    Mutation("toolkits/weighing.py", "u *= kept", "u * kept", "weighing"),
     Mutation("toolkits/pairs.py", "half.whole = int(whole)", "half.whole = 1", "undamaged"),
     Mutation(
         "rounding/kernels/plain.py",
@@ -261,7 +267,7 @@ MUTATIONS = [
     Mutation("toolkits/copying.py", "instead[id(hook)] = hook", "pass", "copying"),
     Mutation("toolkits/copying.py", "remove_hook_from_module(module)", "pass", "copying"),
     Mutation("toolkits/copying.py", "module.forward = MethodType(forward, module)", "pass", "copying"),
-    Mutation("toolkits/original.py", "if not inside and (name", "if (name", "original"),
+    Mutation("toolkits/original.py", " and inside <= self._layout.returned:", ":", "original"),
     Mutation(
         "toolkits/original.py",
         "if BLOCK not in here.pending and _is_small(output)",
@@ -328,6 +334,7 @@ MUTATIONS = [
     ),
     Mutation("toolkits/layer_step.py", "if not given.hessian.diagonal().any()", "if False", "layer_step"),
     # adapters
+    Mutation("toolkits/gptqmodel/adapter.py", "weighed_(found, halves)", "found", "model_target", "weighed"),
     Mutation(
         "toolkits/gptqmodel/adapter.py",
         "config.desc_act or task._tp_pad_cols or corrects",
