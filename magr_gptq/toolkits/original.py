@@ -100,8 +100,10 @@ class Original:
         here = self._here
         seen = Seen(stream={BLOCK: args[0]})
         here.number, here.home, here.wanted, here.seen, here.kept = number, home, wanted, seen, kept
-        mixing = layout.mixing if self._weighing.possible else ()
-        here.weighing = {name for child in mixing for name in _inside(child, wanted) - {layout.last[child]}}
+        here.weighing = self._to_weigh(layout, wanted)
+        if here.weighing and (kept is None or bool(kept.all())) and args[0].ndim == 3:
+            seen.importance = self._weighing.known(here.weighing, *args[0].shape[:2])
+            here.weighing -= seen.importance.keys()
         ending = {c for c, last in layout.last.items() if last in wanted or _inside(c, here.weighing)}
         here.pending = {*wanted, *ending}
         try:
@@ -113,6 +115,10 @@ class Original:
         for child in layout.last:
             self._kept.pop((child, number), None)
         return seen
+
+    def _to_weigh(self, layout: Layout, wanted: frozenset[str]) -> set[str]:
+        mixing = layout.mixing if self._weighing.possible else ()
+        return {name for child in mixing for name in _inside(child, wanted) - {layout.last[child]}}
 
     def _on(
         self, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -1,6 +1,8 @@
 """How much each token counts to the layers that attention mixes, asked of the unquantized attention itself.
 
 See `reduction.importance`. It takes one step back from what attention returns to what those layers return.
+That takes about as long as attention itself. So a few documents are asked, and others of their length count
+their tokens by the place: most of the importance is that of the first ones.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.reduction.importance import importance
+from magr_gptq.reduction.importance import by_document, importance
 from magr_gptq.toolkits.memory import is_out_of_memory
 from magr_gptq.toolkits.stream import LAYERS, first_of
+
+# that are asked, of each length
+DOCUMENTS = 8
 
 
 class _Here(threading.local):
@@ -33,12 +38,21 @@ class Weighing:
     def __init__(self) -> None:
         self.possible = True
         self._here = _Here()
+        # by layer and length, of each document that was asked, [tokens]
+        self._told: dict[tuple[str, int], list[Tensor]] = {}
 
     def watch(self, block: torch.nn.Module) -> None:
         """Hook all layers of a block."""
         for name, module in block.named_modules():
             if isinstance(module, LAYERS):
                 module.register_forward_hook(self._note(name))
+
+    def known(self, names: Collection[str], documents: int, tokens: int) -> dict[str, Tensor]:
+        """The importance by place, [documents, tokens], of all these layers; none before enough have told."""
+        told = {name: self._told.get((name, tokens), []) for name in names}
+        if any(len(each) < DOCUMENTS for each in told.values()):
+            return {}
+        return {name: torch.stack(each).mean(0).expand(documents, -1) for name, each in told.items()}
 
     def run(
         self,
@@ -71,8 +85,11 @@ class Weighing:
             message = "tokens count alike in attention that has no gradient"
             warnings.warn(f"magr: {message}: {error}", stacklevel=2)
             return run(*args, **kwargs), {}
-        known = {name: one for name, one in zip(names, found, strict=True) if one is not None}
-        return mapped(Tensor.detach, returned), known
+        asked = {name: one for name, one in zip(names, found, strict=True) if one is not None}
+        if kept is None or bool(kept.all()):
+            for name, one in asked.items():
+                self._told.setdefault((name, one.shape[-1]), []).extend(by_document(one.flatten(0, -2)))
+        return mapped(Tensor.detach, returned), asked
 
     def _noted(
         self, run: Callable[..., Any], args: Any, kwargs: Any

@@ -11,6 +11,7 @@ from accelerate import cpu_offload
 from torch import nn
 
 from magr_gptq.toolkits.original import Original
+from magr_gptq.toolkits.weighing import DOCUMENTS
 
 WIDTH, TOKENS, BATCHES = 8, 5, 3
 CPU = torch.device("cpu")
@@ -166,3 +167,34 @@ def test_a_block_whose_weights_are_elsewhere_is_copied_once(block, states) -> No
     for seen, want in zip(run_all(original, states, ["mlp.up"]), exact, strict=True):
         assert torch.equal(seen.taken["mlp.up"], want["mlp.up"])
     assert list(original._copies) == [CPU]
+
+
+def test_attention_tells_what_each_token_counts_until_enough_documents_have(block) -> None:
+    states = torch.randn(DOCUMENTS + 2, 1, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    original = Original(block)
+    run_all(original, states[:1], [])  # one batch is looked at as a whole
+    calls = counted(next(iter(original._copies.values())))
+    found = run_all(original, list(states), ["attention.value"])
+    weights = [seen.importance["attention.value"] for seen in found]
+    assert all(weight.shape == (1, TOKENS) for weight in weights)
+    # attention need not run any longer
+    assert calls["attention.out"] == DOCUMENTS
+    asked = torch.cat([weight / weight.mean() for weight in weights[:DOCUMENTS]])
+    for weight in weights[DOCUMENTS:]:
+        torch.testing.assert_close(weight[0], asked.mean(0))
+
+
+def test_a_batch_with_padding_is_asked_again(block, states) -> None:
+    original = Original(block)
+    for number in range(DOCUMENTS + 1):
+        original.run(number, (states[0],), {}, frozenset(["attention.value"]), CPU)
+    calls = counted(next(iter(original._copies.values())))
+    kept = torch.ones(1, TOKENS, dtype=torch.bool)
+    kept[:, -1] = False
+    original.run(number + 1, (states[0],), {}, frozenset(["attention.value"]), CPU, kept)
+    assert calls["attention.out"] == 1
+
+
+def test_an_mlp_tells_nothing(block, states) -> None:
+    (seen,) = run_all(Original(block), states[:1], ["mlp.up"])
+    assert not seen.importance

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from magr_gptq.reduction.importance import importance
-from magr_gptq.toolkits.weighing import Weighing
+from magr_gptq.reduction.importance import by_document, importance
+from magr_gptq.toolkits.weighing import DOCUMENTS, Weighing
 
 WIDTH, TOKENS = 8, 5
 NAMES = ("q", "k", "v")
@@ -106,3 +106,32 @@ def test_missing_memory_is_not_taken_for_a_missing_gradient() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         weighing.run(full, (hidden(),), {}, ["v"], 7, None)
     assert weighing.possible
+
+
+def asked(weighing: Weighing, attention: Attention, kept: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Of batches of two documents, until there would be enough."""
+    runs = [
+        weighing.run(attention.forward, (hidden(seed),), {}, ["v"], seed, kept)
+        for seed in range(DOCUMENTS // 2)
+    ]
+    return [found["v"] for _, found in runs]
+
+
+def test_once_enough_documents_have_told_others_count_by_the_place() -> None:
+    attention, weighing = made()
+    assert weighing.known(["v"], 3, TOKENS) == {}
+    told = torch.cat([by_document(each) for each in asked(weighing, attention)])
+    assert len(told) == DOCUMENTS
+    (found,) = weighing.known(["v"], 3, TOKENS).values()
+    torch.testing.assert_close(found, told.mean(0).expand(3, -1))
+    # those of another length have to be asked, as has another layer
+    assert weighing.known(["v"], 3, TOKENS - 1) == {}
+    assert weighing.known(["v", "q"], 3, TOKENS) == {}
+
+
+def test_documents_with_padding_tell_nothing_of_a_place() -> None:
+    attention, weighing = made()
+    kept = torch.ones(2, TOKENS, dtype=torch.bool)
+    kept[0, -1] = False
+    asked(weighing, attention, kept)
+    assert weighing.known(["v"], 3, TOKENS) == {}
