@@ -192,7 +192,7 @@ MUTATIONS = [
     Mutation("reduction/held_out.py", "rho, left, 0.5)", "rho, left, 2.0)", "held_out"),
     Mutation("reduction/held_out.py", "hessian.flip(0, 1)", "hessian", "held_out"),
     Mutation("reduction/importance.py", ".sum(0).sqrt()", ".sum(0)", "importance"),
-    Mutation("reduction/target.py", "hessian.mul_(size", "hessian.mul_(1", "target"),
+    Mutation("reduction/target.py", "weighed.mul_(size)", "weighed", "target"),
     Mutation("toolkits/weighing.py", "if x is given", "if True", "weighing"),
     Mutation("toolkits/weighing.py", "u *= kept", "u * kept", "weighing"),
     Mutation("toolkits/pairs.py", "half.whole = int(whole)", "half.whole = 1", "undamaged"),

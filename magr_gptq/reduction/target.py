@@ -154,11 +154,13 @@ def weighed_(hessian: Tensor, halves: Sequence[Half] | None) -> Tensor:
     """
     if not halves or not all(half.weighed for half in halves):
         return hessian
-    size = diagonal_of(hessian).sum()
-    hessian.zero_()
+    # in memory of its own, so that the toolkit's is whole where something fails
+    weighed = torch.zeros_like(hessian)
     for half in halves:
-        hessian.add_(half.gram.to(hessian))
-    return hessian.mul_(size / diagonal_of(hessian).sum().clamp_min(torch.finfo(hessian.dtype).tiny))
+        weighed += half.gram.to(hessian)
+    smallest = torch.finfo(hessian.dtype).tiny
+    size = diagonal_of(hessian).sum() / diagonal_of(weighed).sum().clamp_min(smallest)
+    return hessian.copy_(weighed.mul_(size))
 
 
 def shrinkage_by_documents(halves: Sequence[Half]) -> Tensor:
