@@ -82,7 +82,7 @@ MUTATIONS = [
     Mutation("tuning/stored.py", "base + unit * offset", "base + offset", "tuning"),
     Mutation("tuning/loss.py", "kl_div(q, p,", "kl_div(p, q,", "tuning"),
     Mutation("tuning/loss.py", "original.detach()", "original", "tuning"),
-    Mutation("tuning/descent.py", "math.sqrt(max(divergence, 0.0))", "divergence", "tuning"),
+    Mutation("tuning/descent.py", "max(divergence, 0.0) / layers)", "max(divergence, 0.0))", "tuning"),
     Mutation("tuning/stopping.py", "value.detach().clone()", "value.detach()", "tuning"),
     Mutation("tuning/stopping.py", "loss < self.losses[self.at]", "loss <= self.losses[self.at]", "tuning"),
     Mutation(

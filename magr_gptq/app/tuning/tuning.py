@@ -53,9 +53,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Pupil:
-    """The quantized model, its head, and the unquantized model's head."""
+    """The quantized model, how many of its layers are packed, its head, and the unquantized model's head."""
 
     model: Any
+    layers: int
     head: Head
     original: Head
 
@@ -97,7 +98,9 @@ def tune(
     text, held_out = (Text(rows, last_hidden(model, original, rows)) for rows in windows)
     tell("stage", text="reading the checkpoint")
     freed = make_student(model, checkpoint)
-    best, steps = descend(Pupil(model, Head(model), original), text, held_out, state, tell)
+    best, steps = descend(
+        Pupil(model, len(checkpoint.layers), Head(model), original), text, held_out, state, tell
+    )
     with torch.no_grad():
         for offset, value in zip(offsets(model), best.values, strict=True):
             offset.copy_(value)
@@ -152,7 +155,7 @@ def descend(pupil: Pupil, text: Text, held_out: Text, state: State, tell: Tell) 
     start = evaluate(pupil, held_out)
     if not math.isfinite(start):
         raise InputError("the checkpoint's predictions are not finite on the held-out text; give another")
-    adam, schedule = descent(free, steps, start)
+    adam, schedule = descent(free, steps, start, pupil.layers)
     done, best = state.load(free, (adam, schedule))
     if not best.losses:
         best.offer(start, free)
