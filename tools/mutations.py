@@ -193,7 +193,8 @@ MUTATIONS = [
     Mutation("reduction/held_out.py", "hessian.flip(0, 1)", "hessian", "held_out"),
     Mutation("reduction/importance.py", ".sum(0).sqrt()", ".sum(0)", "importance"),
     Mutation("reduction/target.py", "weighed.mul_(size)", "weighed", "target"),
-    Mutation("toolkits/weighing.py", "if x is given", "if True", "weighing"),
+    Mutation("toolkits/weighing.py", "if x is calls[name][0]", "if True", "weighing"),
+    Mutation("toolkits/weighing.py", "mapped(_detached, kwargs)", "pass", "weighing"),
     Mutation("toolkits/weighing.py", "u *= kept", "u * kept", "weighing"),
     Mutation("toolkits/pairs.py", "half.whole = int(whole)", "half.whole = 1", "undamaged"),
     Mutation(

@@ -86,6 +86,7 @@ class Half:
         self.gram.add_(other.gram)
         self.lacking.add_(other.lacking)
         self.whole += other.whole
+        self.weighed |= other.weighed
         return self
 
     def to(self, device: torch.device) -> Half:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, MutableMapping
 from typing import Any
 
 import torch
@@ -23,10 +23,14 @@ from magr_gptq.toolkits.stream import LAYERS, first_of
 DOCUMENTS = 8
 
 
-class _Here(threading.local):
-    """What one thread's layers were given and have returned, by name; None where nobody asks."""
+class Calls(dict[str, tuple[Tensor, Tensor]]):
+    """What layers were given and have returned, by name."""
 
-    calls: dict[str, tuple[Tensor, Tensor]] | None = None
+
+class _Here(threading.local):
+    """One thread's calls; None where nobody asks."""
+
+    calls: Calls | None = None
 
 
 class Weighing:
@@ -74,32 +78,29 @@ class Weighing:
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 returned, calls = self._noted(run, mapped(_normal, args), mapped(_normal, kwargs))
-                inputs = [calls[name][0] for name in names]
-                outputs = [[y for x, y in calls.values() if x is given] for given in inputs]
-                first = first_of(returned)
-                found = importance(first, outputs, _cotangent(first, seed, kept))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
+                asked = _asked(first_of(returned), calls, [n for n in names if n in calls], seed, kept)
+        except (RuntimeError, MemoryError) as error:
             self.possible = False
-            message = "tokens count alike in attention that has no gradient"
-            warnings.warn(f"magr: {message}: {error}", stacklevel=2)
+            message = (
+                "no memory to weigh tokens" if is_out_of_memory(error) else "attention without a gradient"
+            )
+            warnings.warn(f"magr: {message}: they count alike from here on ({error})", stacklevel=2)
             return run(*args, **kwargs), {}
-        asked = {name: one for name, one in zip(names, found, strict=True) if one is not None}
         if kept is None or bool(kept.all()):
             for name, one in asked.items():
-                self._told.setdefault((name, one.shape[-1]), []).extend(by_document(one.flatten(0, -2)))
-        return mapped(Tensor.detach, returned), asked
+                told = self._told.setdefault((name, one.shape[-1]), [])
+                # on the CPU, as batches may be run on several devices
+                told.extend(by_document(one.flatten(0, -2)).cpu())
+        return mapped(_detached, returned), asked
 
-    def _noted(
-        self, run: Callable[..., Any], args: Any, kwargs: Any
-    ) -> tuple[Any, dict[str, tuple[Tensor, Tensor]]]:
-        calls: dict[str, tuple[Tensor, Tensor]] = {}
-        self._here.calls = calls
+    def _noted(self, run: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Any, Calls]:
+        self._here.calls = calls = Calls()
         try:
             return run(*args, **kwargs), calls
         finally:
             self._here.calls = None
+            # what it has written for later blocks
+            mapped(_detached, kwargs)
 
     # a function, not a method: who copies a block copies its hooks, and must not copy what they belong to
 
@@ -117,19 +118,38 @@ class Weighing:
 
 
 def mapped(change: Callable[[Tensor], Tensor], given: Any) -> Any:
-    """The same with every tensor changed, in tuples, lists and dicts, too."""
+    """The same with every tensor changed, in tuples, too, and in dicts, which stay the same objects.
+
+    Blocks write into some dicts what later blocks are to read.
+    """
     if isinstance(given, Tensor):
         return change(given)
-    if isinstance(given, dict):
-        return {key: mapped(change, value) for key, value in given.items()}
-    if type(given) in (tuple, list):
-        return type(given)(mapped(change, value) for value in given)
+    if type(given) is tuple:
+        return tuple(mapped(change, value) for value in given)
+    if isinstance(given, MutableMapping):
+        given.update({key: mapped(change, value) for key, value in given.items()})
     return given
+
+
+def _asked(
+    returned: Any, calls: Calls, names: Collection[str], seed: int, kept: Tensor | None
+) -> dict[str, Tensor]:
+    """The importance of each token to layers of these names, as far as what is returned depends on them."""
+    if not names or not isinstance(returned, Tensor):
+        return {}
+    outputs = [[y for x, y in calls.values() if x is calls[name][0]] for name in names]
+    found = importance(returned, outputs, _cotangent(returned, seed, kept))
+    return {name: one for name, one in zip(names, found, strict=True) if one is not None}
 
 
 def _normal(tensor: Tensor) -> Tensor:
     """A copy of what was made in inference mode, which autograd refuses."""
     return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    """The same object where it is in no graph: who compares objects sees what was written."""
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _cotangent(returned: Tensor, seed: int, kept: Tensor | None) -> Tensor:

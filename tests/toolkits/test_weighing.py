@@ -89,7 +89,7 @@ def test_a_layer_is_not_watched_otherwise() -> None:
 
 def test_where_there_is_no_gradient_all_tokens_count_alike_from_then_on() -> None:
     attention, weighing = made(WithoutGradient)
-    with pytest.warns(UserWarning, match="tokens count alike in attention that has no gradient"):
+    with pytest.warns(UserWarning, match="attention without a gradient: they count alike from here on"):
         returned, found = weighing.run(attention.forward, (hidden(),), {}, ["v"], 7, None)
     assert (found, weighing.possible) == ({}, False)
     with warnings.catch_warnings():
@@ -97,14 +97,41 @@ def test_where_there_is_no_gradient_all_tokens_count_alike_from_then_on() -> Non
         assert torch.equal(returned[0], attention(hidden())[0])
 
 
-def test_missing_memory_is_not_taken_for_a_missing_gradient() -> None:
-    _, weighing = made()
+def test_without_memory_for_the_way_back_all_tokens_count_alike(monkeypatch) -> None:
+    attention, weighing = made()
 
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no room")
 
-    with pytest.raises(torch.OutOfMemoryError):
-        weighing.run(full, (hidden(),), {}, ["v"], 7, None)
+    monkeypatch.setattr("magr_gptq.toolkits.weighing.importance", full)
+    with pytest.warns(UserWarning, match="no memory to weigh tokens"):
+        returned, found = weighing.run(attention.forward, (hidden(),), {}, ["v"], 7, None)
+    assert (found, weighing.possible) == ({}, False)
+    assert torch.equal(returned[0], attention(hidden())[0])
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_attention_writes_for_later_blocks_is_there_and_holds_no_graph(inference: bool) -> None:
+    attention, weighing = made()
+
+    def forward(state: torch.Tensor, *, shared: dict[str, torch.Tensor]) -> torch.Tensor:
+        shared["value"] = value = attention.v(state) + shared["earlier"]
+        return attention.out(value)
+
+    with torch.inference_mode(inference):
+        shared = {"earlier": hidden(3)}
+        _, found = weighing.run(forward, (hidden(),), {"shared": shared}, ["v"], 7, None)
+    assert not shared["value"].requires_grad
+    torch.testing.assert_close(shared["value"], attention.v(hidden()) + hidden(3))
+    assert set(found) == {"v"}
+
+
+def test_a_layer_that_is_not_called_is_not_weighed() -> None:
+    attention, weighing = made()
+    run = lambda state: attention.out(attention.v(state))  # noqa: E731
+    _, found = weighing.run(run, (hidden(),), {}, ["q", "v"], 7, None)
+    assert set(found) == {"v"}
+    assert weighing.run(attention.out.forward, (hidden(),), {}, ["q"], 7, None)[1] == {}
     assert weighing.possible
 
 
