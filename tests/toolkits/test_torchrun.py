@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -104,7 +105,8 @@ def test_ranks_sum_up_both_chains(runs) -> None:
     ]
     differences = []
     for name, (shrinkage, correction) in shares[0].items():
-        assert shares[1][name][0] == pytest.approx(shrinkage, rel=0.3)
+        # it is found in doublings
+        assert abs(math.log2(shares[1][name][0] / shrinkage)) < 1.4
         differences.append(abs(shares[1][name][1] - correction))
     # on so few documents a single layer differs by more than layers do on average
     assert statistics.fmean(differences) < 0.12
