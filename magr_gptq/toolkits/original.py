@@ -180,19 +180,29 @@ class Original:
             here, run = self._here, getattr(child, RUN)
             inside = _inside(name, here.wanted)
             if (name, here.number) in self._kept and self._layout and inside <= self._layout.returned:
-                kept = _moved(self._kept[name, here.number], _device_of(args, kwargs))
-                for layer in inside:
-                    here.seen.taken[layer] = first_of(kept)
-                    self._done(layer)
-                return kept
-            weighing = _inside(name, here.weighing)
-            if not weighing:
-                return run(*args, **kwargs)
-            returned, found = self._weighing.run(run, args, kwargs, weighing, here.number, here.kept)
-            here.seen.importance.update(found)
-            return returned
+                return self._again(name, inside, _device_of(args, kwargs))
+            if weighing := _inside(name, here.weighing):
+                return self._weighed(run, args, kwargs, weighing)
+            return run(*args, **kwargs)
 
         return forward
+
+    def _again(self, child: str, wanted: Collection[str], device: torch.device) -> Any:
+        """What the child returned in an earlier pass, which is what its wanted layer returned."""
+        kept = _moved(self._kept[child, self._here.number], device)
+        for layer in wanted:
+            self._here.seen.taken[layer] = first_of(kept)
+            self._done(layer)
+        return kept
+
+    def _weighed(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], layers: Collection[str]
+    ) -> Any:
+        """What the child returns, asked what each token counts to these layers."""
+        here = self._here
+        returned, found = self._weighing.run(run, args, kwargs, layers, here.number, here.kept)
+        here.seen.importance.update(found)
+        return returned
 
     def _ended(self, name: str) -> Callable[..., None]:
         def hook(_: Any, _given: Any, output: Any) -> None:

@@ -211,12 +211,8 @@ def _quantize_rows(
         log.warning("magr steps aside for %s: %s", name, why)
         return quantize()
 
-    halves = chain.halves_of(task.layer)
     try:
-        task.H = weighed_(task.H, halves)
-        order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
-        plan = run.magr.resolve(run.bits, group_size, order, STORED)
-        matrix = _to_matrix(task.layer)
+        given = _given(task, run, group_size, reorders, static_groups)
     except layer_step.LAYER_ERRORS as error:
         return step_aside(layer_step.first_line(error))
     # symmetric zero points are 2ᵇ⁻¹, which every format holds
@@ -233,20 +229,27 @@ def _quantize_rows(
         finally:
             weight.data = own
 
-    given = Given(
-        weight=matrix,
-        hessian=task.H,
-        plan=plan,
-        tokens=getattr(task, "magr_tokens", None),
-        in_order=not reorders,
-        halves=halves,
-    )
     done = layer_step.quantize_layer(given, round_rows)
     if isinstance(done, Aside):
         task.H, task.quantizer = done.hessian, quantizer
         return step_aside(done.reason, done.outcome)
     run.report.add(LayerReport.of(name, run.bits, group_size, done))
     return _result(task.layer, done.settled.rounded)
+
+
+def _given(task: Any, run: _Run, group_size: int, reorders: bool, static_groups: bool) -> Given:
+    """The layer with its Hessian, its plan, and what both chains add up to."""
+    halves = chain.halves_of(task.layer)
+    task.H = weighed_(task.H, halves)
+    order = descending_order(task.H, dead=1.0) if reorders and not static_groups else None
+    return Given(
+        weight=_to_matrix(task.layer),
+        hessian=task.H,
+        plan=run.magr.resolve(run.bits, group_size, order, STORED),
+        tokens=getattr(task, "magr_tokens", None),
+        in_order=not reorders,
+        halves=halves,
+    )
 
 
 def _result(layer: Any, best: Rounded) -> Any:
