@@ -19,8 +19,9 @@ from torch import Tensor
 from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
 from magr_gptq.reduction.shrinkage import of_half, shrink_
 
-# columns that stand for all
-COLUMNS = 256
+# random signs that stand for all columns
+PROBES = 32
+SEED = 0
 # below this share there are so many tokens that none is felt
 LEAST = 0.005
 # of the mean diagonal: without it float32 would not factor a matrix of few tokens
@@ -63,7 +64,10 @@ def _left(halves: list[Tensor], rho: Tensor) -> Tensor:
 
 
 def left_over(hessian: Tensor, other: Tensor, rho: Tensor) -> Tensor:
-    """Σ_j (L⁻¹H'L⁻ᵀ)_jj over columns evenly spaced, [] float64; see above.
+    """Σ_j (L⁻¹H'L⁻ᵀ)_jj, [] float64; see above.
+
+    It is the mean of ‖zL⁻¹‖²_H' over z of random signs (M. Hutchinson, Communications in Statistics 18,
+    1989).
 
     Args:
         hessian, other: H, of which correlations are shrunk by ρ, and H', [columns, columns] float32.
@@ -73,9 +77,10 @@ def left_over(hessian: Tensor, other: Tensor, rho: Tensor) -> Tensor:
     ridge = (RIDGE * diagonal_of(shrunk).mean()).expand(len(shrunk))
     factor, _ = shifted_cholesky(shrunk.clone, ridge)
     factor = factor / diagonal_of(factor)
-    picked = torch.arange(0, len(factor), -(-len(factor) // COLUMNS), device=factor.device)
-    unit = torch.zeros_like(factor[:, : len(picked)])
-    unit[picked, torch.arange(len(picked), device=factor.device)] = 1
-    rows = torch.linalg.solve_triangular(factor.mT, unit, upper=True, unitriangular=True)
-    left: Tensor = torch.linalg.vecdot(rows, other.flip(0, 1) @ rows, dim=0).double().sum()
+    # the same on every device
+    signs = torch.randint(2, (len(factor), PROBES), generator=torch.Generator().manual_seed(SEED))
+    rows = torch.linalg.solve_triangular(
+        factor.mT, (2 * signs - 1).to(factor), upper=True, unitriangular=True
+    )
+    left: Tensor = torch.linalg.vecdot(rows, other.flip(0, 1) @ rows, dim=0).double().mean()
     return left

@@ -39,18 +39,22 @@ def obvious_left_over(hessian: Tensor, other: Tensor, rho: float) -> float:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.1, 1.0])
-def test_it_is_what_regressions_on_later_columns_leave(rho: float) -> None:
+def test_it_is_what_regressions_on_later_columns_leave(rho: float, monkeypatch) -> None:
     hessian, other = gram(tokens(60, 1)), gram(tokens(60, 2))
+    monkeypatch.setattr("magr_gptq.reduction.held_out.PROBES", 100_000)
     found = left_over(hessian.float(), other.float(), torch.tensor(rho, dtype=torch.float64))
-    # float32, and a ridge of 1e-6 of the mean diagonal
-    assert float(found) == pytest.approx(obvious_left_over(hessian, other, rho), rel=1e-3)
+    # a mean over random signs is off by √(2/100,000) of the norm of what lies beside the diagonal
+    assert float(found) == pytest.approx(obvious_left_over(hessian, other, rho), rel=5e-3)
 
 
-def test_some_of_many_columns_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    halves = gram(tokens(400, 1)).float(), gram(tokens(400, 2)).float()
-    every = float(left_over(*halves, torch.tensor(0.1)))
-    monkeypatch.setattr("magr_gptq.reduction.held_out.COLUMNS", COLUMNS // 2)
-    assert 0.2 * every < float(left_over(*halves, torch.tensor(0.1))) < 0.8 * every
+@pytest.mark.parametrize("loud", [0, COLUMNS // 2, COLUMNS - 1])
+def test_a_few_signs_stand_for_all_columns_also_where_one_is_loud(loud: int) -> None:
+    inputs = [tokens(60, seed, faint=0.3) for seed in (1, 2)]
+    for each in inputs:
+        each[:, loud] *= 30
+    hessian, other = map(gram, inputs)
+    found = left_over(hessian.float(), other.float(), torch.tensor(0.1))
+    assert float(found) == pytest.approx(obvious_left_over(hessian, other, 0.1), rel=0.1)
 
 
 # few strong directions among faint ones want more than all pairs want; where none is faint less
@@ -71,7 +75,7 @@ def test_the_share_that_is_found_is_better_on_text_that_no_half_has_seen(which: 
 
 
 def test_a_share_that_suits_stays() -> None:
-    halves = [gram(tokens(200, seed, faint=0.3)) for seed in (1, 2)]
+    halves = [gram(tokens(60, seed, faint=0.6)) for seed in (11, 12)]
     rho = shrinkage_of_halves(*halves)
     assert held_out_share(*halves, rho) is rho
 
