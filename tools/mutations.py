@@ -191,6 +191,8 @@ MUTATIONS = [
     ),
     Mutation("reduction/held_out.py", "rho, left, 0.5)", "rho, left, 2.0)", "held_out"),
     Mutation("reduction/held_out.py", "hessian.flip(0, 1)", "hessian", "held_out"),
+    Mutation("reduction/held_out.py", "(2 * signs - 1)", "signs", "held_out"),
+    Mutation("app/tuning/windows.py", "min(len(others), job.samples)", "0", "tune"),
     Mutation("reduction/importance.py", ".sum(0).sqrt()", ".sum(0)", "importance"),
     Mutation("reduction/target.py", "weighed.mul_(size)", "weighed", "target"),
     Mutation("toolkits/weighing.py", "if x is calls[name][0]", "if True", "weighing"),

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from magr_gptq.app.inputs import read_model
 from magr_gptq.app.quantizing.output import leftovers
 from magr_gptq.app.scoring import verify
+from magr_gptq.app.text import random_starts, windows_at
 from magr_gptq.app.tuning import state as state_module
 from magr_gptq.app.tuning import tuning
 from magr_gptq.app.tuning.checkpoint import read_checkpoint
@@ -29,6 +30,7 @@ from magr_gptq.app.tuning.job import Tuned, TuneJob
 from magr_gptq.app.tuning.windows import draw_windows, free_starts
 from magr_gptq.tuning import descent
 from magr_score import packed
+from magr_score.windows import tokenize
 
 pytestmark = pytest.mark.long
 
@@ -76,7 +78,7 @@ def tune(asked: TuneJob, tell=lambda *_, **__: None) -> tuple[Tuned, dict[str, t
 
 def held_out_divergence(folder: str, asked: TuneJob) -> float:
     """KL(p ‖ q) in nats a token, by the formula, with the file's weights in the model's own class."""
-    _, held_out = draw_windows(read_model(Path(asked.original)), asked)
+    held_out = draw_windows(read_model(Path(asked.original)), asked).held_out
     original = AutoModelForCausalLM.from_pretrained(asked.original).float().eval()
     quantized = AutoModelForCausalLM.from_pretrained(asked.original).float().eval()
     weights, packed_ones = packed.tensors(folder), load_file(Path(folder, "model.safetensors"))
@@ -231,6 +233,41 @@ def test_held_out_windows_overlap_no_other(model: Path) -> None:
     assert free_starts(9, 10, []) == []
     with pytest.raises(ValueError, match="too few for 200 windows of 64 and 25 others to hold out"):
         draw_windows(read_model(model), job(model, model, samples=200))
+
+
+def test_it_tunes_on_text_that_the_quantization_has_not_seen(model: Path) -> None:
+    asked = job(model, model)
+    files = read_model(model)
+    # no two places have the same tokens
+    text = " ".join(str(number) for number in range(1000))
+    Path("prose.txt").write_text(text)
+    _, tokens = tokenize(files.tokenizer, text, asked.cut)
+    drawn = random_starts(tokens, 8, 64, asked.seed, 0)
+    drawn_tokens = {place for start in drawn for place in range(start, start + 64)}
+    places = {tuple(tokens[start : start + 64]): start for start in range(len(tokens) - 63)}
+    found = draw_windows(files, asked)
+    starts = [places[tuple(row)] for rows in (found.training, found.held_out) for row in rows.tolist()]
+    used = [place for start in starts for place in range(start, start + 64)]
+    assert found.unseen == len(found.training) == 8
+    assert len(used) == len(set(used))
+    assert not drawn_tokens & set(used)
+
+
+def test_windows_of_the_quantization_fill_up_where_the_text_is_short(model: Path, tmp_path) -> None:
+    samples = 24
+    checkpoint = write_checkpoint(model, tmp_path / "checkpoint", bits=2, group_size=32)
+    asked = job(checkpoint, model, samples=samples)
+    files = read_model(model)
+    found = draw_windows(files, asked)
+    assert 0 < found.unseen < samples == len(found.training)
+    _, tokens = tokenize(files.tokenizer, PROSE, asked.cut)
+    drawn = windows_at(random_starts(tokens, samples, 64, asked.seed, 0), tokens, 64, [])
+    assert found.training[found.unseen :].tolist() == drawn[found.unseen :]
+    tuned, _ = tune(asked)
+    assert (tuned.windows, tuned.unseen) == (samples, found.unseen)
+    assert (
+        f"{samples - found.unseen} of the {samples} windows are those that quantize draws" in tuned.repeated
+    )
 
 
 def other(folder: Path, change) -> Path:

@@ -270,6 +270,8 @@ def show(job: Job, outcome: Outcome) -> None:
     show_totals(outcome)
     if outcome.tuned:
         tuned = Tuned(**outcome.tuned)
+        if tuned.repeated:
+            console.print(f"{tuned.repeated}.", markup=False, soft_wrap=True)
         console.print(f"Tuned in {tuned.seconds:.1f} s: {tuned.says}", soft_wrap=True)
     console.print(
         f"Saved {size / 1e6:.1f} MB to {escape(job.out)} (all about it in {RECORD}, log in {LOG})",

@@ -89,6 +89,8 @@ def show(job: TuneJob, tuned: Tuned) -> None:
         console.print(f"Windows of {tuned.seqlen} tokens: the model takes no more than that.")
     begins = windows_in_words(job.cut, [tuned.beginning])
     console.print(f"Windows are {begins}.", markup=False, soft_wrap=True)
+    if tuned.repeated:
+        console.print(f"{tuned.repeated}.", markup=False, soft_wrap=True)
     console.print(f"Tuned in {tuned.seconds:.1f} s: {tuned.says}", soft_wrap=True)
     console.print(
         f"Saved to {escape(job.out)} (all about it in {RECORD}, log in {LOG}); it loads as before",

@@ -27,7 +27,8 @@ def perform(request: dict[str, Any], tell: Tell) -> dict[str, Any]:
     files = read_model(local_folder(find_model(job.original)))
     tell("stage", text="reading the calibration text")
     windows = draw_windows(files, job)
-    state = State(Path(job.state), fingerprint([checkpoint.folder, files.folder], windows))
+    rows = windows.training, windows.held_out
+    state = State(Path(job.state), fingerprint([checkpoint.folder, files.folder], rows))
     tuned, numbers = tune(files, checkpoint, windows, job.cut, state, tell)
     write_copy(checkpoint, Path(job.out), numbers)
     return asdict(tuned)

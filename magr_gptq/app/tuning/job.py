@@ -14,7 +14,8 @@ class TuneJob:
     checkpoint: folder with packed weights. original: folder or hub id of the unquantized model.
     out: folder for the result, which exists; the checkpoint's own to change it in place.
     state: file that a killed run goes on from, see `magr_gptq.app.tuning.state`.
-    calibration: see `magr_gptq.app.text`. samples, seqlen, seed, cut: its windows, as `quantize` draws them.
+    calibration: see `magr_gptq.app.text`. samples, seqlen, seed, cut: of the windows that `quantize`
+    has drawn; others are tuned on, as far as the text has them, and as many.
     """
 
     checkpoint: str
@@ -35,7 +36,8 @@ class Tuned:
     divergences: from the unquantized model on the held-out windows, in nats a token, of every evaluation, the
     start's first. kept: the index of the one whose numbers were saved.   steps: of the optimizer, all told;
     seconds: of this run alone.   numbers: how many scales, norms and biases were free.
-    seqlen: tokens a window. held_out: windows.   beginning: what every window begins with.
+    seqlen: tokens a window. windows: that were tuned on, of which unseen are others than the quantization's.
+    held_out: windows.   beginning: what every window begins with.
     """
 
     divergences: list[float]
@@ -44,6 +46,8 @@ class Tuned:
     seconds: float
     numbers: dict[str, int]
     seqlen: int
+    windows: int
+    unseen: int
     held_out: int
     beginning: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -57,6 +61,16 @@ class Tuned:
     def after(self) -> float:
         """The divergence of what was saved."""
         return self.divergences[self.kept]
+
+    @property
+    def repeated(self) -> str | None:
+        """What to tell where the text has too few windows that the quantization has not seen; else None."""
+        if self.unseen == self.windows:
+            return None
+        return (
+            f"{self.windows - self.unseen} of the {self.windows} windows are those that quantize draws with "
+            "the same options, as the text has no others; a longer text brings more"
+        )
 
     @property
     def says(self) -> str:

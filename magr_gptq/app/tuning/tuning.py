@@ -19,6 +19,7 @@ from magr_gptq.app.tuning.heads import Head, decoder_of
 from magr_gptq.app.tuning.job import Tuned
 from magr_gptq.app.tuning.state import State
 from magr_gptq.app.tuning.student import BIAS, as_saved, make_student, offsets
+from magr_gptq.app.tuning.windows import Windows
 from magr_gptq.errors import InputError
 from magr_gptq.tuning.descent import descent
 from magr_gptq.tuning.loss import divergence
@@ -80,12 +81,12 @@ class Pupil:
 
 
 def tune(
-    files: Model, checkpoint: Checkpoint, windows: tuple[Tensor, Tensor], cut: str, state: State, tell: Tell
+    files: Model, checkpoint: Checkpoint, windows: Windows, cut: str, state: State, tell: Tell
 ) -> tuple[Tuned, dict[str, Tensor]]:  # fmt: skip
     """Fit scales, norms and biases; what came of it, and every tensor that was free by the file's name.
 
     Args:
-        files: of the unquantized model. windows: to tune on, and to hold out; cut: how they begin.
+        files: of the unquantized model. cut: how windows begin.
         state: where it goes on if it was killed. tell: see `magr_gptq.app.processes`.
 
     Raises:
@@ -95,7 +96,9 @@ def tune(
     tell("stage", text="running the unquantized model")
     model = load_original(files.folder)
     original = Head(model)
-    text, held_out = (Text(rows, last_hidden(model, original, rows)) for rows in windows)
+    text, held_out = (
+        Text(rows, last_hidden(model, original, rows)) for rows in (windows.training, windows.held_out)
+    )
     tell("stage", text="reading the checkpoint")
     freed = make_student(model, checkpoint)
     best, steps = descend(
@@ -106,8 +109,8 @@ def tune(
             offset.copy_(value)
     return Tuned(
         divergences=best.losses, kept=best.at, steps=steps, seconds=time.perf_counter() - start,
-        numbers=count(freed), seqlen=text.rows.shape[1], held_out=len(held_out.rows),
-        beginning=files.beginning(cut),
+        numbers=count(freed), seqlen=text.rows.shape[1], windows=len(text.rows), unseen=windows.unseen,
+        held_out=len(held_out.rows), beginning=files.beginning(cut),
         versions={name: version(name) for name in ("magr-gptq", "torch", "transformers")},
     ), as_saved(freed, checkpoint)  # fmt: skip
 
