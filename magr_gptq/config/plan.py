@@ -56,7 +56,7 @@ class Plan:
     iterations: of the solver.
     nearest: round to nearest, without spreading a column's error over the later ones.
     sweeps: of coordinate descent after rounding.
-    shrinks: whether the Hessian is regularised by the number of its tokens; see `reduction.shrinkage`.
+    shrinks: whether the Hessian is regularised; see `reduction.shrinkage` and `reduction.held_out`.
     reorders: whether columns are rounded by importance where a toolkit takes them as they come.
     aims_at_model: whether a layer comes near the unquantized model's output; see `reduction.target`.
     stored: the dtype of scales in the checkpoint.

@@ -47,13 +47,13 @@ class MagRConfig:
     search: False quantizes every row under one strength, without the choice; a list of pairs
         (strength, beta) is tried instead of the default ones, beside plain GPTQ. Off in preset "paper" unless
         given.
-    refine: sweeps of coordinate descent after GPTQ, towards the original weight (the paper's † has 30). One
-        unless given, none in preset "paper" and with rounding "nearest".
+    refine: sweeps of coordinate descent after GPTQ, towards the weight that the layer aims at (the paper's †
+        has 30). One unless given, none in preset "paper" and with rounding "nearest".
     gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
         rounding and before every sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
-    shrink: shrink what a Hessian of few tokens says of pairs of columns, by a share that it and their number
-        give. On but for preset "paper".
+    shrink: shrink what a Hessian of few tokens says of pairs of columns, and of single ones, by shares that
+        halves of the documents tell, or else the number of tokens. On but for preset "paper".
     target: "model" comes near the unquantized model's output of a layer, and makes up for what the layers
         before have damaged; "layer" comes near the layer's own output on its damaged inputs. "model" but for
         preset "paper" and rounding "nearest".
