@@ -39,16 +39,16 @@ def obvious_left_over(hessian: Tensor, other: Tensor, rho: float) -> float:
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.1, 1.0])
-def test_it_is_what_regressions_on_later_columns_leave(rho: float, monkeypatch) -> None:
+def test_it_is_what_regressions_on_later_columns_leave(rho: float) -> None:
     hessian, other = gram(tokens(60, 1)), gram(tokens(60, 2))
-    monkeypatch.setattr("magr_gptq.reduction.held_out.PROBES", 100_000)
     found = left_over(hessian.float(), other.float(), torch.tensor(rho, dtype=torch.float64))
-    # a mean over random signs is off by √(2/100,000) of the norm of what lies beside the diagonal
-    assert float(found) == pytest.approx(obvious_left_over(hessian, other, rho), rel=5e-3)
+    # float32, and a ridge of 1e-6 of the mean diagonal
+    assert float(found) == pytest.approx(obvious_left_over(hessian, other, rho), rel=1e-3)
 
 
 @pytest.mark.parametrize("loud", [0, COLUMNS // 2, COLUMNS - 1])
-def test_a_few_signs_stand_for_all_columns_also_where_one_is_loud(loud: int) -> None:
+def test_a_few_signs_stand_for_many_columns_also_where_one_is_loud(loud: int, monkeypatch) -> None:
+    monkeypatch.setattr("magr_gptq.reduction.held_out.COLUMNS", 0)
     inputs = [tokens(60, seed, faint=0.3) for seed in (1, 2)]
     for each in inputs:
         each[:, loud] *= 30
@@ -77,7 +77,17 @@ def test_the_share_that_is_found_is_better_on_text_that_no_half_has_seen(which: 
 def test_a_share_that_suits_stays() -> None:
     halves = [gram(tokens(60, seed, faint=0.6)) for seed in (11, 12)]
     rho = shrinkage_of_halves(*halves)
-    assert held_out_share(*halves, rho) is rho
+    # the best of the doublings and halvings is the share itself
+    assert 0.5**0.5 <= held_out_share(*halves, rho) / rho <= 2**0.5
+
+
+def test_where_two_shares_are_as_good_it_does_not_matter_which_is_a_hair_better(monkeypatch) -> None:
+    found = []
+    for nudge in (-1e-6, 1e-6):
+        left = iter([2.0, 1.0 + nudge, 1.0, 3.0])
+        monkeypatch.setattr("magr_gptq.reduction.held_out._left", lambda *_, left=left: next(left))
+        found.append(float(held_out_share(torch.eye(3), torch.eye(3), torch.tensor(0.1).double())))
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("rho", [0.0, LEAST / 2, 1.0, torch.nan])
@@ -90,11 +100,12 @@ def test_where_there_is_nothing_to_find_nothing_is_factored(rho: float, monkeypa
 def test_sizes_and_the_order_of_halves_and_columns_change_nothing() -> None:
     first, second = (gram(tokens(80, seed, faint=0.3)) for seed in (1, 2))
     rho = shrinkage_of_halves(first, second)
-    wanted = held_out_share(first, second, rho)
+    # left over in float32, of which the parabola takes differences
+    wanted = pytest.approx(float(held_out_share(first, second, rho)), rel=1e-4)
     order = torch.randperm(COLUMNS, generator=torch.Generator().manual_seed(4))
-    assert held_out_share(second, first, rho) == wanted
-    assert held_out_share(1e9 * first, 1e9 * second, rho) == wanted
-    assert held_out_share(first[order][:, order], second[order][:, order], rho) == wanted
+    assert float(held_out_share(second, first, rho)) == wanted
+    assert float(held_out_share(1e9 * first, 1e9 * second, rho)) == wanted
+    assert float(held_out_share(first[order][:, order], second[order][:, order], rho)) == wanted
 
 
 def test_nothing_that_is_given_changes() -> None:

@@ -80,11 +80,12 @@ def rho_of(first: Chains, second: Chains) -> float:
 def test_of_one_document_the_share_is_that_of_half_of_its_tokens() -> None:
     first, second = chains(tokens=30)
     parts = halves(first, second)
+    # in float64, the package's in float32
     rho = rho_of(first, second)
-    assert float(shrinkage_by_documents(parts)) == pytest.approx(rho)
+    assert float(shrinkage_by_documents(parts)) == pytest.approx(rho, rel=1e-4)
     cut = [replace(part, whole=0) for part in parts]
-    assert float(shrinkage_by_documents(cut)) == pytest.approx(2 * rho / (1 + rho))
-    assert float(shrinkage_by_documents([cut[0], parts[1]])) == pytest.approx(rho)
+    assert float(shrinkage_by_documents(cut)) == pytest.approx(2 * rho / (1 + rho), rel=1e-4)
+    assert float(shrinkage_by_documents([cut[0], parts[1]])) == pytest.approx(rho, rel=1e-4)
 
 
 def test_a_correction_by_one_document_is_shrunk_further() -> None:
