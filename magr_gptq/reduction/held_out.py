@@ -56,8 +56,9 @@ def held_out_share(first: Tensor, second: Tensor, rho: Tensor) -> Tensor:
     for step in (1, -1):
         while LEAST <= rho * 2.0**best < 1 and left(best + step) < left(best):
             best += step
-    share: Tensor = rho * 2.0 ** (best + _vertex(best, found))
-    return share.clamp_max(1)
+    share: Tensor = rho * 2.0**best
+    # beyond 1 there is none, so that the neighbour there is nearer than a doubling
+    return share * 2.0 ** _vertex(best, found) if share <= 0.5 else share.clamp_max(1)
 
 
 def _vertex(best: int, found: Mapping[int, float]) -> float:

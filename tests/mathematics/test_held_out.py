@@ -90,6 +90,12 @@ def test_where_two_shares_are_as_good_it_does_not_matter_which_is_a_hair_better(
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
+def test_a_share_beyond_one_half_is_not_pushed_to_one(monkeypatch) -> None:
+    left = {0.4: 2.0, 0.8: 1.0, 1.0: 1.1}
+    monkeypatch.setattr("magr_gptq.reduction.held_out._left", lambda _, rho: left[round(float(rho), 3)])
+    assert float(held_out_share(torch.eye(3), torch.eye(3), torch.tensor(0.4).double())) == pytest.approx(0.8)
+
+
 @pytest.mark.parametrize("rho", [0.0, LEAST / 2, 1.0, torch.nan])
 def test_where_there_is_nothing_to_find_nothing_is_factored(rho: float, monkeypatch) -> None:
     monkeypatch.delattr("magr_gptq.reduction.held_out.left_over")
