@@ -28,7 +28,7 @@ def run(job: TuneJob, log: Path, bars: Progress, bar: TaskID) -> Tuned:
 
 
 def tune_in_place(job: Job, log: Path, bars: Progress, bar: TaskID) -> Tuned:
-    """Tune what a quantization saved, towards the model and on the windows that it was made from."""
+    """Tune what a quantization saved, towards the model, on other windows of its calibration text."""
     state = Path(job.out, STATE)
     asked = TuneJob(
         checkpoint=job.out, original=job.model, out=job.out, state=str(state), calibration=job.calibration,
