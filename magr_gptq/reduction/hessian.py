@@ -54,6 +54,18 @@ def squared_norm(rows: Tensor, hessian: Tensor) -> Tensor:
     return norms
 
 
+def gram_matrix(tokens: Tensor) -> Tensor:
+    """XᵀX of X, [tokens, columns]: [columns, columns], of which one triangle is multiplied, and copied."""
+    columns = tokens.shape[1]
+    size = -(-columns // BLOCKS)
+    product = tokens.new_empty(columns, columns)
+    for start in range(0, columns, size):
+        end = start + size
+        product[start:end, start:] = tokens[:, start:end].mT @ tokens[:, start:]
+        product[end:, start:end] = product[start:end, end:].mT
+    return product
+
+
 class ScaledHessian:
     """H as `normalise` returns it, its columns in any order, for little memory: float32 is not copied.
 

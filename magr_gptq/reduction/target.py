@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.held_out import held_out_share
-from magr_gptq.reduction.hessian import diagonal_of, normalise, shifted_cholesky
+from magr_gptq.reduction.hessian import diagonal_of, gram_matrix, normalise, shifted_cholesky
 from magr_gptq.reduction.shrinkage import of_half, shrink_, shrinkage_of_halves
 
 # of the mean diagonal: without it float32 would not factor a matrix of few tokens
@@ -78,7 +78,7 @@ class Half:
             root = importance.sqrt()[:, None]
             wide, lost, gram = wide * root, lost * root, None
         weighed = importance is not None
-        return cls(wide.T @ wide if gram is None else gram, lost.T @ wide, whole, of_output, weighed)
+        return cls(gram_matrix(wide) if gram is None else gram, lost.T @ wide, whole, of_output, weighed)
 
     @torch.no_grad()
     def add_(self, other: Half) -> Half:

@@ -24,7 +24,7 @@ from magr_gptq import MagRConfig
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.inspecting.hessians import layer_inputs
 from magr_gptq.app.planning.found import Survey
-from magr_gptq.app.planning.survey import layers_to_plan, survey
+from magr_gptq.app.planning.survey import layers_to_plan, parted, survey
 from magr_gptq.app.text import random_windows
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_score.windows import TOKENIZER, cut_windows, tokenize
@@ -90,8 +90,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     beginning, tokens = tokenize(tokenizer, args.calibration.read_text(encoding="utf-8"), TOKENIZER)
     rows = torch.tensor(random_windows(tokens, args.rows, CONTEXT, args.seed, beginning))
-    # as the command does: every second window weighs what is rounded for the others
-    rounding, weighing = (half.split(ROWS_AT_ONCE) for half in (rows[::2], rows[1::2]))
+    rounding, weighing = (part.split(ROWS_AT_ONCE) for part in parted(rows))
     scored = tokenize(tokenizer, args.evaluation.read_text(encoding="utf-8"), TOKENIZER)[1]
     text = Text.of(model, cut_windows(scored, CONTEXT, args.limit, beginning))
     widths = [Width(bits, args.group_size) for bits in args.bits]

@@ -12,11 +12,14 @@ from dataclasses import replace
 
 from eval.lib.shapes import MODELS, Blocks, Input
 from eval.studies.scaling.run import TOKENS, markdown
+from magr_gptq.reduction.hessian import BLOCKS
 
 Work = dict[str, float]
 # of `target_of`: a Cholesky for each half and for both together; the product with what is lacking, and two
 # triangular solves, which cost one product
 CHOLESKYS, PRODUCTS, SOLVES = 3, 1, 1
+# of the square, what is multiplied for a Gram matrix
+TRIANGLE = (BLOCKS + 1) / (2 * BLOCKS)
 
 
 def of_input(shared: Input, writes: bool) -> Work:
@@ -28,7 +31,7 @@ def of_input(shared: Input, writes: bool) -> Work:
     corrections = len(shared.rows) * CHOLESKYS / 3 * n**3 + 2 * (SOLVES + PRODUCTS * (not writes)) * m * n**2
     return {
         "original's forward": 2 * TOKENS * shared.share * count * m * n,
-        "Gram, but for GPTQModel": 2 * TOKENS * count * n**2 * paired,
+        "Gram, but for GPTQModel": 2 * TOKENS * count * TRIANGLE * n**2 * paired,
         "lacking": lacking * count * paired,
         "targets": corrections * count * paired,
     }

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from magr_gptq.reduction.hessian import gram_matrix
+
 Linear = nn.Linear | Conv1D
 Layers = dict[str, Linear]
 
@@ -123,7 +125,7 @@ class _Inputs:
             self._latest = arguments[0]
             rows = self._latest.detach().flatten(0, -2).float()
             # now, and not in `close`: the model may overwrite the tensor later
-            self._product = rows.T @ rows
+            self._product = gram_matrix(rows)
         self._names.append(name)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.inputs import local_folder, read_model
-from magr_gptq.app.planning.survey import layers_to_plan, shape_of, survey
+from magr_gptq.app.planning.survey import layers_to_plan, parted, shape_of, survey
 from magr_gptq.app.processes import serve
 from magr_gptq.config import MagRConfig
 from magr_score.process import Tell
@@ -57,8 +57,7 @@ def _survey(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any]
     model = model.cuda() if torch.cuda.is_available() else model.float()
     tell("stage", text="weighing the layers")
     at_once = max(1, TOKENS_AT_ONCE // rows.shape[1])
-    # every second window weighs what is rounded for the others; one alone must serve both
-    rounding, weighing = (rows[::2], rows[1::2]) if len(rows) > 1 else (rows, rows)
+    rounding, weighing = parted(rows)
     found = survey(
         model.eval(),
         torch.split(rounding, at_once),
