@@ -106,7 +106,7 @@ def test_a_chain_by_hand() -> None:
     reads, writes = scaling.Input(64, (256,)), scaling.Input(256, (64,))
     found = chain.of_model([scaling.Blocks(3, (reads, writes))])
     assert found["original's forward"] == 3 * 2 * tokens * 2 * 64 * 256
-    assert found["Gram, but for GPTQModel"] == 3 * 2 * tokens * (64**2 + 256**2)
+    assert found["Gram, but for GPTQModel"] == 3 * 2 * tokens * 5 / 8 * (64**2 + 256**2)
     assert found["lacking"] == 3 * 2 * tokens * (64**2 + 64 * 256)
     expert = chain.of_input(scaling.Input(64, (256,), share=0.1), writes=False)
     assert expert["lacking"] == expert["targets"] == 0
