@@ -109,6 +109,9 @@ MUTATIONS = [
     Mutation("reduction/hessian.py", "10 * shift, shift)", "10 * shift, 10 * shift)", "numerics"),
     Mutation("reduction/hessian.py", "half - exponent", "half", "numerics"),
     Mutation(
+        "reduction/hessian.py", "product[start:end, end:].mT", "product[end:, start:end]", "gram_matrix"
+    ),
+    Mutation(
         "reduction/hessian.py",
         "rows = _permuted(self._given, self._order)",
         "rows = self._given.clone()",
@@ -251,7 +254,7 @@ MUTATIONS = [
     Mutation(
         "app/planning/survey.py", " and not re.search(AFTER_ATTENTION, name)", "", "bits", "into_attention"
     ),
-    Mutation("app/planning/child.py", "(rows[::2], rows[1::2])", "(rows, rows)", "bits", "second_window"),
+    Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),
     Mutation("toolkits/pairs.py", "if place[1] != devices[0]]", "if False]", "devices"),
