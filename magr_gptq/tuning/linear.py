@@ -22,14 +22,34 @@ def linear(inputs: Tensor, scales: Tensor, codes: Tensor, group: Tensor) -> Tens
 
         ∂L/∂s[r, g] = Σ_{i in g} (q − z)[r, i] · (∂L/∂W)[r, i]
 
+    With one scale a row y = s·x(q − z)ᵀ, and the product of the size of W that ∂L/∂W takes is saved.
+
     Args:
         inputs: x [..., in], in the dtype to compute in. scales: float32, and others: see `weight`.
 
     Source: the step sizes of LSQ (arXiv 1902.08153) and of EfficientQAT (arXiv 2407.11062), without their
     gradient through the rounding, as no code can move here.
     """
+    if scales.shape[1] == 1:
+        sums: Tensor = _Sums.apply(inputs, codes)  # type: ignore[no-untyped-call]
+        return sums * scales[:, 0].to(inputs.dtype)
     result: Tensor = _Linear.apply(inputs, scales, codes, group)  # type: ignore[no-untyped-call]
     return result
+
+
+class _Sums(torch.autograd.Function):
+    """x(q − z)ᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, codes: Tensor) -> Tensor:
+        ctx.save_for_backward(codes)
+        return inputs @ codes.to(inputs.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
+        (gradient,) = gradients
+        (codes,) = ctx.saved_tensors
+        return (gradient @ codes.to(gradient.dtype) if ctx.needs_input_grad[0] else None), None
 
 
 class _Linear(torch.autograd.Function):

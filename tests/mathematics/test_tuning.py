@@ -14,18 +14,24 @@ from magr_gptq.tuning.loss import divergence
 from magr_gptq.tuning.stopping import PATIENCE, Best
 from magr_gptq.tuning.stored import moved
 
+Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-def a_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+
+def a_layer(groups: int) -> Layer:
     """Inputs, scales, codes and groups in an order that no range of columns has."""
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(2, 3, 8, dtype=torch.float64, generator=draw)
-    scales = torch.randn(5, 3, dtype=torch.float64, generator=draw)
+    scales = torch.randn(5, groups, dtype=torch.float64, generator=draw)
     codes = torch.randint(-4, 4, (5, 8), dtype=torch.int8, generator=draw)
-    return inputs, scales, codes, torch.tensor([2, 0, 0, 1, 2, 1, 0, 2])
+    return inputs, scales, codes, torch.tensor([2, 0, 0, 1, 2, 1, 0, 2]).clamp_max(groups - 1)
 
 
-def test_a_layer_is_the_product_with_its_dequantized_weight() -> None:
-    inputs, scales, codes, group = a_layer()
+in_groups_and_rows = pytest.mark.parametrize("layer", [a_layer(3), a_layer(1)], ids=["groups", "rows"])
+
+
+@in_groups_and_rows
+def test_a_layer_is_the_product_with_its_dequantized_weight(layer: Layer) -> None:
+    inputs, scales, codes, group = layer
     dense = torch.tensor(
         [[float(scales[r, group[c]]) * int(codes[r, c]) for c in range(8)] for r in range(5)],
         dtype=torch.float64,
@@ -34,16 +40,17 @@ def test_a_layer_is_the_product_with_its_dequantized_weight() -> None:
     torch.testing.assert_close(linear(inputs, scales, codes, group), inputs @ dense.T)
 
 
-def test_the_gradients_of_a_layer_are_finite_differences() -> None:
-    inputs, scales, codes, group = a_layer()
-    assert gradcheck(
-        lambda x, s: linear(x, s, codes, group), (inputs.requires_grad_(), scales.requires_grad_())
-    )
+@in_groups_and_rows
+def test_the_gradients_of_a_layer_are_finite_differences(layer: Layer) -> None:
+    inputs, scales, codes, group = layer
+    leaves = tuple(tensor.clone().requires_grad_() for tensor in (inputs, scales))
+    assert gradcheck(lambda x, s: linear(x, s, codes, group), leaves)
 
 
-def test_a_layer_whose_inputs_need_no_gradient_gives_its_scales_theirs() -> None:
-    inputs, scales, codes, group = a_layer()
-    scales.requires_grad_()
+@in_groups_and_rows
+def test_a_layer_whose_inputs_need_no_gradient_gives_its_scales_theirs(layer: Layer) -> None:
+    inputs, scales, codes, group = layer
+    scales = scales.clone().requires_grad_()
     (found,) = torch.autograd.grad(linear(inputs, scales, codes, group).square().sum(), scales)
     (wanted,) = torch.autograd.grad((inputs @ weight(scales, codes, group).T).square().sum(), scales)
     torch.testing.assert_close(found, wanted)
