@@ -21,6 +21,8 @@ from magr_gptq.rounding.settle import finish
 
 # of a layer, which speak for all
 SAMPLED_ROWS = 64
+# of those, one in so many: the rows of the largest steps are unlike others, and speak for themselves alone
+SAMPLED_BY_OUTLIERS = 4
 
 
 class Shared:
@@ -80,17 +82,14 @@ def samples(
     config: MagRConfig | None,
     rows: int = SAMPLED_ROWS,
 ) -> list[Sample]:
-    """Rows of layers with one input, evenly spaced, as GPTQ rounds them at every width.
+    """Rows of layers with one input, as GPTQ rounds them at every width: outliers, and others evenly spaced.
 
     Args:
         weights: W of each layer, [out, in] float32.
         config: MagR's settings; None is plain GPTQ.
         rows: of each layer's sample.
     """
-    places = [
-        torch.linspace(0, len(weight) - 1, min(rows, len(weight)), device=weight.device).long()
-        for weight in weights
-    ]
+    places = [_places(weight, min(rows, len(weight))) for weight in weights]
     # a column's work is small: all layers go through the columns as one
     sampled = torch.cat([weight[place] for weight, place in zip(weights, places, strict=True)])
     changes = sampled.new_empty(len(widths), *sampled.shape)
@@ -100,9 +99,25 @@ def samples(
         changes[which] = _changes(sampled, shared, plans)
     parts = torch.split(changes, [len(place) for place in places], 1)
     return [
-        Sample(place, part, torch.stack([_foreseen(weight, shared, width) for width in widths]))
+        Sample(
+            place, _outliers(len(place)), part,
+            torch.stack([_foreseen(weight, shared, width) for width in widths]),
+        )
         for weight, place, part in zip(weights, places, parts, strict=True)
-    ]
+    ]  # fmt: skip
+
+
+def _places(weight: Tensor, count: int) -> Tensor:
+    """Of so many rows: first those of the largest magnitudes, and then others evenly spaced."""
+    order = weight.abs().amax(1).argsort(descending=True, stable=True)
+    first = _outliers(count)
+    others = order[first:].sort().values
+    spaced = torch.linspace(0, len(others) - 1, count - first, device=weight.device).long()
+    return torch.cat([order[:first], others[spaced]])
+
+
+def _outliers(count: int) -> int:
+    return count // SAMPLED_BY_OUTLIERS
 
 
 def _foreseen(weight: Tensor, shared: Shared, width: Width) -> Tensor:

@@ -33,11 +33,13 @@ class Width:
 class Sample:
     """Some rows of a layer, rounded to every width.
 
-    rows: their places, [sampled] int64. changes: Δ of each, [widths, sampled, in]. foreseen: `rounding_error`
-    of all rows, [widths, out].
+    rows: their places, [sampled] int64. outliers: so many of the first stand for themselves alone; the others
+    stand for all that were not taken, too. changes: Δ of each, [widths, sampled, in].
+    foreseen: `rounding_error` of all rows, [widths, out].
     """
 
     rows: Tensor
+    outliers: int
     changes: Tensor
     foreseen: Tensor
 
@@ -49,15 +51,15 @@ class Sample:
 class Worth:
     """What a sample's changes do to the predictions, summed over tokens; see the top of this file.
 
-    squares: Σ g² of every output, [out] float32. costs: Σ g_r²·(Δ_r x)² over tokens and sampled rows,
-    [widths] float64.
+    squares: Σ g² of every output, [out] float32. costs: Σ g_r²·(Δ_r x)² over tokens, [widths, sampled]
+    float64.
     """
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
         widths, outputs = sample.foreseen.shape
         self.squares = sample.foreseen.new_zeros(outputs)
-        self.costs = sample.foreseen.new_zeros(widths, dtype=torch.float64)
+        self.costs = sample.foreseen.new_zeros(widths, len(sample.rows), dtype=torch.float64)
 
     def moved(self, inputs: Tensor) -> Tensor:
         """Δx of the sampled rows at every width, [tokens, widths, sampled], for x [..., in]."""
@@ -69,16 +71,19 @@ class Worth:
         """Tokens whose outputs move so, with the gradient g at all outputs, [..., out]."""
         squares = gradient.flatten(0, -2).float().square()
         self.squares += squares.sum(0)
-        sampled = squares[:, self.sample.rows, None]
-        self.costs += (moved.float().square() @ sampled)[..., 0].double().sum(0)
+        self.costs += (moved.float().square() * squares[:, None, self.sample.rows]).sum(0).double()
 
     def divergences(self, tokens: int) -> Tensor:
         """What is expected with this layer alone rounded, in nats a token: [widths] float64.
 
-        What the sample costs stands for all rows, in proportion to Σ_r E[g_r²]·`rounding_error`_r.
+        What the sample costs, without its outliers, stands for all rows but those, in proportion to
+        Σ_r E[g_r²]·`rounding_error`_r.
         """
         foreseen = (self.sample.foreseen * self.squares).double()
-        sampled = foreseen[:, self.sample.rows].sum(1)
+        outliers, others = self.sample.rows.tensor_split([self.sample.outliers])
+        sampled = foreseen[:, others].sum(1)
+        foreseen[:, outliers] = 0
         # no gradient may reach the sampled rows; NaN stays NaN
         share = torch.where(sampled == 0, 1.0, foreseen.sum(1) / sampled)
-        return (self.costs * share / (2 * tokens)).cpu()
+        own, spoken_for = (part.sum(1) for part in self.costs.tensor_split([self.sample.outliers], 1))
+        return ((own + spoken_for * share) / (2 * tokens)).cpu()

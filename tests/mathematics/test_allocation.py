@@ -145,6 +145,15 @@ def test_a_sample_of_rows_speaks_for_all() -> None:
     torch.testing.assert_close(some, every, rtol=0.15, atol=0.0)
 
 
+def test_rows_whose_error_is_not_what_is_foreseen_do_not_speak_for_others() -> None:
+    weight = weight_of(256, 64)
+    # one weight makes the step of its row so large that all others are rounded to nothing
+    weight[::32, 5] = 50 * weight.abs().max()
+    every = expected_divergences([weight], WIDTHS, MagRConfig(), rows=256)
+    some = expected_divergences([weight], WIDTHS, MagRConfig(), rows=64)
+    torch.testing.assert_close(some, every, rtol=0.15, atol=0.0)
+
+
 def test_layers_with_one_input_are_rounded_together_as_each_alone() -> None:
     """Also widths: each alone is rounded and swept on grids of its own bits."""
     shared = Shared(hessian_of(64) / TOKENS)
