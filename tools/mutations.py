@@ -78,6 +78,7 @@ MUTATIONS = [
         "scales.index_select(1, group) * codes.abs()",
         "tuning",
     ),
+    Mutation("tuning/linear.py", "gradient @ codes.to(", "gradient @ codes.abs().to(", "tuning"),
     Mutation("tuning/stored.py", "value.to(dtype).to(value.dtype)", "value", "tuning"),
     Mutation("tuning/stored.py", "base + unit * offset", "base + offset", "tuning"),
     Mutation("tuning/loss.py", "kl_div(q, p,", "kl_div(p, q,", "tuning"),
@@ -244,16 +245,19 @@ MUTATIONS = [
     ),
     Mutation(
         "allocation/worth.py",
-        "moved.float().square() @ sampled",
-        "moved.float().square().sum(0)[None] @ sampled.mean(0)",
+        "squares[:, None, self.sample.rows]",
+        "squares.mean(0)[self.sample.rows]",
         "allocation",
     ),
-    Mutation("allocation/worth.py", "self.costs * share", "self.costs", "allocation"),
+    Mutation("allocation/worth.py", "spoken_for * share", "spoken_for", "allocation"),
     Mutation("allocation/columns.py", "work[start:end].clone()", "work[start:end]", "allocation"),
+    Mutation("allocation/worth.py", "foreseen[:, outliers] = 0", "pass", "allocation"),
+    Mutation("allocation/sample.py", "argsort(descending=True, stable=True)", "argsort()", "allocation"),
     Mutation("app/planning/survey.py", "labels] -= 1", "labels] -= 0.5", "bits", "weighed"),
     Mutation(
-        "app/planning/survey.py", " and not re.search(AFTER_ATTENTION, name)", "", "bits", "into_attention"
+        "app/planning/undone.py", " and not re.search(AFTER_ATTENTION, layer)", "", "bits", "into_attention"
     ),
+    Mutation("app/planning/survey.py", "FIRST if name in undone else 0", "0", "bits", "into_attention"),
     Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("config/settings.py", "STRENGTHS = (0.04, 0.1)", "STRENGTHS = (0.04, 0.3)", "config"),
     Mutation("toolkits/pairs.py", "gram -= some.gram", "pass", "undamaged"),

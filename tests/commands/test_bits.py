@@ -28,13 +28,8 @@ from magr_gptq.app.planning.decide import Budget, decide, parse_size
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.sizes import LAYOUTS
-from magr_gptq.app.planning.survey import (
-    LEFT_BEFORE_ATTENTION,
-    drawn_labels,
-    layers_to_plan,
-    survey,
-    weigh,
-)
+from magr_gptq.app.planning.survey import drawn_labels, layers_to_plan, survey, weigh
+from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION
 from magr_gptq.app.planning.views import Place, draw_plan, totals
 from magr_gptq.app.planning.written import config_groups_of, dynamic_of
 from magr_gptq.app.quantizing.engines import ENGINES
@@ -268,16 +263,17 @@ def test_every_third_window_weighs_what_is_rounded_for_the_others(model: Path, m
     assert seen[2].equal(seen[3])
 
 
-def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(model: Path) -> None:
+@pytest.mark.parametrize("first", [0, FIRST])
+def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(first: int, model: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model).float()
     name, rows = NAMES[-1], calibration_rows(4)
     layer = layers_to_plan(loaded, "gptqmodel")[name]
     sampled, changes = torch.tensor([3, 77]), torch.randn(2, 2, layer.in_features)
-    worth = Worth(Sample(sampled, changes, foreseen=torch.ones(2, 128)))
-    weigh(loaded, {name: layer}, {name: worth}, rows.split(2), lambda: None)
+    worth = Worth(Sample(sampled, 0, changes, foreseen=torch.ones(2, 128)))
+    weigh(loaded, {name: layer}, {name: worth}, rows.split(2), {name} if first else (), lambda: None)
     assert not any(module._forward_hooks for module in loaded.modules())
     # the same labels, one batch at a time, by the gradient of a weight that is added to the outputs
-    squares, costs = torch.zeros(128, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    squares, costs = torch.zeros(128, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
     given = []
     watching = layer.register_forward_pre_hook(lambda _m, arguments: given.append(arguments[0].detach()))
     for batch in rows.split(2):
@@ -287,10 +283,10 @@ def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(model: Path) -> N
         handle.remove()
         labels = drawn_labels(logits.detach().softmax(-1))
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
-        each = added.grad.double().square()
+        each = added.grad.double().square()[:, first:]
         squares += each.sum((0, 1))
-        moved = torch.einsum("bti,wri->wbtr", given[-1].double(), changes.double())
-        costs += (moved.square() * each[..., sampled]).sum((1, 2, 3))
+        moved = torch.einsum("bti,wri->wbtr", given[-1][:, first:].double(), changes.double())
+        costs += (moved.square() * each[..., sampled]).sum((1, 2))
     watching.remove()
     torch.testing.assert_close(worth.squares.double(), squares, rtol=1e-4, atol=0.0)
     torch.testing.assert_close(worth.costs, costs, rtol=1e-4, atol=0.0)
@@ -344,7 +340,7 @@ def test_labels_are_drawn_as_often_as_they_are_expected() -> None:
     assert ((counts / rows - probabilities).abs() <= 5 * deviation).all()
 
 
-def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(model: Path) -> None:
+def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(model, monkeypatch) -> None:
     def costs(engine: str, target: str) -> dict[str, float]:
         loaded = AutoModelForCausalLM.from_pretrained(model).float()
         found = survey(
@@ -358,9 +354,14 @@ def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(
         costs("gptqmodel", "model"), costs("gptqmodel", "layer"), costs("llm-compressor", "model"),
     )  # fmt: skip
     assert unseen == pytest.approx(alone)
+    monkeypatch.setattr(survey_module, "FIRST", 0)
+    with_first = costs("gptqmodel", "model")
     for name in NAMES:
         before = name.endswith(("q_proj", "k_proj", "v_proj"))
-        assert seen[name] == pytest.approx((LEFT_BEFORE_ATTENTION if before else 1.0) * alone[name])
+        assert with_first[name] == pytest.approx((LEFT_BEFORE_ATTENTION if before else 1.0) * alone[name])
+        # the query of a first token has one key, so that it changes nothing
+        with_fewer = name.endswith(("k_proj", "v_proj"))
+        assert seen[name] < with_first[name] if with_fewer else seen[name] == pytest.approx(with_first[name])
 
 
 def test_groups_that_no_layer_fills_are_refused_before_the_passes(model: Path, planning) -> None:

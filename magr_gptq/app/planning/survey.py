@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -24,15 +23,12 @@ from magr_gptq.app.inspecting.hessians import (
 )
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
+from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION, goes_into_attention
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_gptq.toolkits.memory import free_bytes
 
-# of what an error that goes into attention would cost alone, what is left where layers come near the
-# unquantized model: the one after attention has the error in its input, and undoes much (eval/studies/bits)
-LEFT_BEFORE_ATTENTION = 0.55
-AFTER_ATTENTION = r"\b(?:o_proj|out_proj|c_proj|proj|dense|wo)$"
 # a token's label is drawn from the model's own prediction
 LABEL_SEED = 0
 
@@ -84,15 +80,18 @@ def survey(
         for name, sample in _samples(turn, layer_inputs(model, turn, rounding, step), widths, config):
             worths[name] = Worth(sample.to(model.dtype))
             step()
-    weigh(model, layers, worths, weighing, step)
-    undone = engine == "gptqmodel" and config is not None and config.aims_at_model
+    # with llm-compressor no layer of a block sees what the others' rounding has done
+    seen_by_next = engine == "gptqmodel" and config is not None and config.aims_at_model
+    undone = {name for name in layers if seen_by_next and goes_into_attention(name)}
+    weigh(model, layers, worths, weighing, undone, step)
     tokens = sum(batch.numel() for batch in weighing)
     candidates = {}
     for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
         costs = worths[name].divergences(tokens) if name in worths else torch.zeros(len(widths))
         _require_finite(name, costs)
-        candidates[name] = Candidate(shape_of(layer), tuple((_left(name, undone) * costs).tolist()))
+        left = LEFT_BEFORE_ATTENTION if name in undone else 1.0
+        candidates[name] = Candidate(shape_of(layer), tuple((left * costs).tolist()))
     seen = tokens + sum(batch.numel() for batch in rounding)
     return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), seen)
 
@@ -110,12 +109,6 @@ def turn_bytes(device: torch.device) -> int:
     """For a turn's Hessians: half of what is free, as samples and passes need room, too."""
     free = free_bytes(device)
     return TURN_BYTES if free is None else min(TURN_BYTES, free // 2)
-
-
-def _left(name: str, undone: bool) -> float:
-    # with llm-compressor no layer of a block sees what the others' rounding has done
-    before = re.search(r"attn|attention", name) and not re.search(AFTER_ATTENTION, name)
-    return LEFT_BEFORE_ATTENTION if undone and before else 1.0
 
 
 def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
@@ -153,15 +146,22 @@ def weigh(
     layers: Layers,
     worths: Mapping[str, Worth],
     batches: Sequence[Tensor],
+    undone: Collection[str],
     step: Callable[[], None],
 ) -> None:
     """Add what the batches tell about every sample: see `magr_gptq.allocation.worth`.
 
     g is the gradient of −log p(y | x) for labels y that are drawn from the model's predictions p. No weight's
     gradient is computed.
+
+    Args:
+        undone: the layers whose first tokens in a window are left out, see `magr_gptq.app.planning.undone`.
     """
     model.requires_grad_(False)
-    handles = [layers[name].register_forward_hook(partial(_watch, worth)) for name, worth in worths.items()]
+    handles = [
+        layers[name].register_forward_hook(partial(_watch, worth, FIRST if name in undone else 0))
+        for name, worth in worths.items()
+    ]
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
     try:
@@ -173,8 +173,10 @@ def weigh(
             handle.remove()
 
 
-def _watch(worth: Worth, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-    output.register_hook(partial(worth.add, worth.moved(inputs[0])))  # type: ignore[no-untyped-call]
+def _watch(worth: Worth, first: int, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    tokens = slice(first, None)
+    moved = worth.moved(inputs[0][..., tokens, :])
+    output.register_hook(lambda gradient: worth.add(moved, gradient[..., tokens, :]))  # type: ignore[no-untyped-call]
 
 
 @torch.enable_grad()
