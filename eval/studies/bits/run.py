@@ -105,7 +105,9 @@ def measure(cell: Cell, given: Widths, worker: Worker, args: argparse.Namespace)
     found = survey_of(job, widths, worker.log, lambda _: None, kept)
     plan = plan_of(cell, found, given, args.group_size)
     planning = time.perf_counter() - start
-    kept.write_text(plan.to_json())
+    # AutoScheme's widths are no plan that could be read again
+    if cell.kind != AUTOSCHEME:
+        kept.write_text(plan.to_json())
     score = divergences(
         {cell.name: with_plan(job, plan)}, args.evaluation.resolve(), worker, seqlen=args.seqlen,
         limit=args.limit,
