@@ -22,7 +22,7 @@ def linear(inputs: Tensor, scales: Tensor, codes: Tensor, group: Tensor) -> Tens
 
         ∂L/∂s[r, g] = Σ_{i in g} (q − z)[r, i] · (∂L/∂W)[r, i]
 
-    With one scale a row y = s·x(q − z)ᵀ, and the product of the size of W that ∂L/∂W takes is saved.
+    With one scale a row y = s·x(q − z)ᵀ: the product is kept for the way back, and ∂L/∂W is never made.
 
     Args:
         inputs: x [..., in], in the dtype to compute in. scales: float32, and others: see `weight`.
