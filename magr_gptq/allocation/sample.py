@@ -22,7 +22,7 @@ from magr_gptq.rounding.settle import finish
 # of a layer, which speak for all
 SAMPLED_ROWS = 64
 # of those, one in so many: the rows of the largest steps are unlike others, and speak for themselves alone
-SAMPLED_BY_OUTLIERS = 4
+OUTLIER_SHARE = 4
 
 
 class Shared:
@@ -117,7 +117,7 @@ def _places(weight: Tensor, count: int) -> Tensor:
 
 
 def _outliers(count: int) -> int:
-    return count // SAMPLED_BY_OUTLIERS
+    return count // OUTLIER_SHARE
 
 
 def _foreseen(weight: Tensor, shared: Shared, width: Width) -> Tensor:
