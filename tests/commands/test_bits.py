@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION
 from magr_gptq.app.planning.views import Place, draw_plan, totals
 from magr_gptq.app.planning.written import config_groups_of, dynamic_of
 from magr_gptq.app.quantizing.engines import ENGINES
-from magr_gptq.app.quantizing.runtimes import Asked, choose_mixed_road
+from magr_gptq.app.quantizing.runtimes import RUNTIMES, Asked, choose_mixed_road
 from magr_gptq.app.quantizing.worker import Worker
 from magr_gptq.errors import InputError
 from magr_gptq.toolkits import installed
@@ -70,8 +71,9 @@ def survey_of_two_blocks() -> Survey:
     return Survey(WIDTHS, layers, rest_bytes=10_000, tokens=512)
 
 
-def plan_of(average: float) -> BitPlan:
-    return decide(survey_of_two_blocks(), Budget(avg_bits=average), engine="gptqmodel", sym=True)
+def plan_of(average: float, fuses: bool = True) -> BitPlan:
+    budget = Budget(avg_bits=average)
+    return decide(survey_of_two_blocks(), budget, engine="gptqmodel", sym=True, fuses=fuses)
 
 
 def quantize(model: object, *more: object, engine: str = "gptqmodel") -> tuple[int, str]:
@@ -93,6 +95,12 @@ def test_what_runtimes_fuse_has_one_name_and_experts_have_one_name() -> None:
     assert fused_name("model.layers.3.mlp.shared_experts.up_proj").endswith("shared_experts.gate_up_proj")
 
 
+def test_where_nothing_is_fused_only_experts_are_alike() -> None:
+    assert by_fused_name(NAMES, fuses=False) == {name: [name] for name in NAMES}
+    experts = [f"model.layers.3.mlp.experts.{i}.up_proj" for i in (0, 11)]
+    assert by_fused_name(experts, fuses=False) == {"model.layers.3.mlp.experts": experts}
+
+
 @pytest.mark.parametrize(
     ("names", "others"),
     [
@@ -111,17 +119,21 @@ def test_a_pattern_matches_its_layers_and_their_fused_name_alone(names: list[str
 
 
 @NEEDS_GPTQMODEL
-def test_gptqmodel_reads_every_layers_width_from_the_dynamic() -> None:
+@pytest.mark.parametrize("fuses", [True, False])
+def test_gptqmodel_reads_every_layers_width_from_the_dynamic(fuses: bool) -> None:
     from gptqmodel import QuantizeConfig
 
-    widths = {name: (2 + len(name) % 3, 64) for name in NAMES}
-    for names in by_fused_name(NAMES).values():
-        widths |= dict.fromkeys(names, widths[names[0]])
+    widths = {}
+    for place, names in enumerate(by_fused_name(NAMES, fuses).values()):
+        widths |= dict.fromkeys(names, (2 + place % 3, 64))
     config = QuantizeConfig(bits=2, group_size=64, dynamic=dynamic_of(widths, (2, 64)))
     for name, (bits, group) in widths.items():
         assert config.dynamic_get(name, "bits", 2) == bits
         assert config.dynamic_get(name, "group_size", 64) == group
     assert all(not key.startswith("-:") for key in config.dynamic)
+    # a runtime that fuses layers finds no width for those that differ
+    fused = [re.fullmatch(key, "model.layers.0.self_attn.qkv_proj") for key in config.dynamic]
+    assert fuses or not any(fused)
 
 
 def test_config_groups_name_every_layer_once() -> None:
@@ -145,6 +157,25 @@ def test_a_plan_is_as_large_as_asked_and_never_larger(average: float) -> None:
     assert average - 0.25 < plan.average_bits <= average
     for names in by_fused_name(plan.widths).values():
         assert len({plan.widths[name] for name in names}) == 1
+
+
+def test_layers_that_nothing_runs_as_one_may_differ_and_then_cost_less() -> None:
+    together, apart = plan_of(3.5), plan_of(3.5, fuses=False)
+    assert apart.divergence < together.divergence
+    assert apart.average_bits <= 3.5
+    apart.require_alike(fuses=False)
+    with pytest.raises(InputError, match=r"gate_up_proj: give them one width, or name a runtime that"):
+        apart.require_alike(fuses=True)
+
+
+def test_experts_that_differ_are_refused_whatever_runs_them() -> None:
+    survey = survey_of_two_blocks()
+    names = {old: f"model.layers.0.mlp.experts.{i}.up_proj" for i, old in enumerate(NAMES)}
+    renamed = replace(survey, layers={names[old]: layer for old, layer in survey.layers.items()})
+    plan = BitPlan({new: WIDTHS[old == NAMES[0]] for old, new in names.items()}, renamed, "gptqmodel")
+    for fuses in (True, False):
+        with pytest.raises(InputError, match=r"run them as one, .*mlp\.experts: give them one width$"):
+            plan.require_alike(fuses)
 
 
 def test_the_layers_that_matter_more_have_more_bits() -> None:
@@ -180,10 +211,6 @@ BROKEN = {
     ),
     "an unknown layer": (lambda text: text.replace("0.self_attn.o_proj", "0.o", 1), "is not a layer of its"),
     "a missing part": (lambda text: text.replace('"engine"', '"motor"'), "lacks something that plans have"),
-    "unlike": (
-        lambda text: text.replace('q_proj": {"bits": 2', 'q_proj": {"bits": 8', 1),
-        "several widths; runtimes run them as one, model.layers.0.self_attn.qkv_proj",
-    ),
 }  # fmt: skip
 
 
@@ -442,6 +469,23 @@ def test_inspect_writes_a_plan_that_quantize_takes_after_a_change(
         assert file.get_slice("model.layers.1.mlp.down_proj.qweight").get_shape() == [256 * 8 // 32, 128]
 
 
+@NEEDS_GPTQMODEL
+def test_for_a_runtime_that_fuses_nothing_every_layer_has_bits_of_its_own(
+    model: Path, worker: Worker, planning
+) -> None:
+    code, output = quantize(model, "--avg-bits", 3.2, "--for", "gptqmodel")
+    assert code == 0, output
+    plan = BitPlan.read(Path("out", "bits.json"))
+    assert any(len({plan.widths[n] for n in names}) > 1 for names in by_fused_name(plan.widths).values())
+    loaded = json.loads(Path("out", "magr.json").read_text())["loaded"][0]
+    assert (loaded["missing"], loaded["error"]) == ([], None)
+    assert loaded["difference"] < 1e-3
+    # the same plan, for whatever may run it
+    code, output = quantize(model, "--plan", "out/bits.json", "--out", "again")
+    assert code == 2
+    assert "give them one width, or name a runtime that doesn't, --for gptqmodel" in output
+
+
 @pytest.mark.parametrize("engine", MIXING)
 def test_each_layer_takes_one_of_several_group_sizes(
     engine: str, model: Path, worker: Worker, planning
@@ -536,6 +580,7 @@ def test_a_runtime_says_what_bits_layers_may_have(runtime, engine, bits, monkeyp
     monkeypatch.setattr("magr_gptq.app.quantizing.runtimes.installed", lambda: ("gptqmodel",))
     road = choose_mixed_road(runtime, Asked(None, 4, 128, True, False))
     assert (road.engine, road.mixed) == (engine, bits)
+    assert RUNTIMES[runtime].fuses == (runtime == "vllm")
 
 
 def test_layouts_are_of_the_engines_that_mix() -> None:

@@ -3,14 +3,15 @@ r"""Bits by layer against uniform widths at equal size: divergence of saved chec
     python -m eval.studies.bits.run run MODEL --calibration FILE --evaluation FILE --out FOLDER
     python -m eval.studies.bits.run run MODEL ... --out FOLDER --widths WIDTHS.json
     python -m eval.studies.bits.run run MODEL ... --out FOLDER --group-sizes 64 -1
+    python -m eval.studies.bits.run run MODEL ... --out FOLDER --apart
     python -m eval.studies.bits.run table --out FOLDER
 
 `run` quantizes by GPTQModel with `magr=True` at every uniform width and every average, saves, and scores
 each checkpoint in a process that never imports magr_gptq. `--widths` adds the widths that `autoscheme` wrote.
-With `--group-sizes` each layer of a plan takes one of these, and such plans are cells of their own. Every
-cell is a JSON file in `--out`; cells that have one are skipped, so a run can be resumed. `table` compares
-each with the straight line, and with the line that is straight in the logarithm, between the uniform widths
-on either side of it.
+With `--group-sizes` each layer of a plan takes one of these, with `--apart` layers that some runtimes fuse
+may differ; such plans are cells of their own. Every cell is a JSON file in `--out`; cells that have one are
+skipped, so a run can be resumed. `table` compares each with the straight line, and with the line that is
+straight in the logarithm, between the uniform widths on either side of it.
 """
 
 from __future__ import annotations
@@ -43,23 +44,25 @@ class Cell:
     """One checkpoint to make and score.
 
     bits: the width, or the average that was asked for. group_sizes: that the layers of a plan choose among;
-    where there are none, all have `--group-size`.
+    where there are none, all have `--group-size`. apart: whether layers that some runtimes fuse may differ.
     """
 
     kind: str
     bits: float
     seed: int
     group_sizes: tuple[int, ...] = ()
+    apart: bool = False
 
     @property
     def name(self) -> str:
         """Of its file, without the suffix."""
-        return f"{self.kind}-{self.bits:g}{suffix(self.group_sizes)}-seed{self.seed}"
+        return f"{self.kind}-{self.bits:g}{suffix(self.group_sizes, self.apart)}-seed{self.seed}"
 
 
-def suffix(group_sizes: Sequence[int]) -> str:
-    """What it adds to a name that layers choose among these."""
-    return f"-g{','.join(map(str, group_sizes))}" if group_sizes else ""
+def suffix(group_sizes: Sequence[int], apart: bool = False) -> str:
+    """What these freedoms of a plan add to its name."""
+    groups = f"-g{','.join(map(str, group_sizes))}" if group_sizes else ""
+    return groups + ("-apart" if apart else "")
 
 
 def cells(args: argparse.Namespace, given: Widths) -> Iterator[Cell]:
@@ -68,7 +71,7 @@ def cells(args: argparse.Namespace, given: Widths) -> Iterator[Cell]:
     group_sizes = tuple(sorted(set(args.group_sizes), reverse=True))
     for seed in args.seeds:
         yield from (Cell(UNIFORM, bits, seed) for bits in args.bits)
-        yield from (Cell(PLANNED, bits, seed, group_sizes) for bits in args.avg_bits)
+        yield from (Cell(PLANNED, bits, seed, group_sizes, args.apart) for bits in args.avg_bits)
         for average in given:
             yield Cell(AUTOSCHEME, float(average), seed)
 
@@ -76,7 +79,8 @@ def cells(args: argparse.Namespace, given: Widths) -> Iterator[Cell]:
 def plan_of(cell: Cell, found: Survey, given: Widths, group_size: int) -> BitPlan:
     """Every layer's width."""
     if cell.kind == PLANNED:
-        return decide(found, Budget(avg_bits=cell.bits), engine="gptqmodel", sym=True)
+        budget = Budget(avg_bits=cell.bits)
+        return decide(found, budget, engine="gptqmodel", sym=True, fuses=not cell.apart)
     if cell.kind == UNIFORM:
         return BitPlan(dict.fromkeys(found.layers, Width(int(cell.bits), group_size)), found, "gptqmodel")
     return BitPlan(given[f"{cell.bits:g}"], found, "gptqmodel")
@@ -148,7 +152,7 @@ def table(args: argparse.Namespace) -> None:
         straight, logarithmic = between(record["average_bits"], line)
         measured = record["divergence"]
         # older records don't tell, as none had a choice
-        kind = record["kind"] + suffix(record.get("group_sizes", ()))
+        kind = record["kind"] + suffix(record.get("group_sizes", ()), record.get("apart", False))
         print(
             f"| {kind} | {record['bits']:g} | {record['average_bits']:.3f} | {record['seed']} "
             f"| {measured:.4f} | {straight:.4f} | {100 * (1 - measured / straight):.0f} % "
@@ -187,6 +191,7 @@ def main() -> None:
     running.add_argument("--widths", type=Path, help="of `autoscheme`")
     running.add_argument("--group-size", type=int, default=-1)
     running.add_argument("--group-sizes", type=int, nargs="+", default=[], help="that plans choose among")
+    running.add_argument("--apart", action="store_true", help="fused layers may have several widths")
     running.add_argument("--samples", type=int, default=64, help="calibration windows")
     running.add_argument("--seqlen", type=int, default=256, help="tokens of a window")
     running.add_argument("--limit", type=int, default=64, help="scored windows")

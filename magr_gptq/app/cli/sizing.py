@@ -42,13 +42,15 @@ KEPT = "bits.json"
 class Sizing:
     """What was asked for, a budget or a plan's file, and the plan that came of it.
 
-    bits, group_sizes: that a layer may have; without group sizes all have the job's.
+    bits, group_sizes: that a layer may have; without group sizes all have the job's. fuses: whether what runs
+    the result runs several layers as one; where no runtime is named it may.
     """
 
     budget: Budget | None = None
     file: Path | None = None
     bits: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] = ()
+    fuses: bool = True
     plan: BitPlan | None = field(default=None, init=False)
 
     @classmethod
@@ -83,7 +85,7 @@ class Sizing:
     def road(self, runtime: str, asked: Asked) -> Road:
         """The road to a runtime that takes layers of several widths, which is told."""
         road = choose_mixed_road(runtime, asked)
-        self.bits = road.mixed
+        self.bits, self.fuses = road.mixed, RUNTIMES[runtime].fuses
         bits = ", ".join(map(str, road.mixed))
         console.print(f"For {runtime}: layers of {bits} bits by {road.engine} ({RUNTIMES[runtime].seen})")
         return road
@@ -124,13 +126,14 @@ class Sizing:
             groups = self.group_sizes or (job.group_size,)
             widths = [Width(bits, group) for bits in self.bits for group in groups]
             found = survey_of(job, widths, log, listen, kept)
-        plan = decide(found, self.budget, engine=job.engine, sym=job.sym)
+        plan = decide(found, self.budget, engine=job.engine, sym=job.sym, fuses=self.fuses)
         if kept is not None:
             write_atomically(kept, plan.to_json())
         return plan
 
     def _read(self, path: Path, job: Job, log: Path) -> BitPlan:
         plan = BitPlan.read(path)
+        plan.require_alike(self.fuses)
         if foreign := sorted({width.bits for width in plan.widths.values()} - set(self.bits)):
             raise InputError(
                 f"--plan {path} has layers of {foreign[0]} bits, and --for {job.runtime} loads "

@@ -1,7 +1,8 @@
 """Layers that runtimes run as one, so that they must have one width, and the names that they go by there.
 
 vLLM and sglang fuse q, k and v, gate and up, and all experts of a mixture. They look a width up by the fused
-name alone (vLLM's `gptq_utils.override_config`, read in its sources), which no checkpoint has.
+name alone (vLLM's `gptq_utils.override_config`, read in its sources), which no checkpoint has. GPTQModel and
+transformers run each layer by itself. Experts are alike everywhere.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ def fused_name(layer: str) -> str:
     return ".".join([*parts[:-1], FUSED.get(parts[-1], parts[-1])])
 
 
-def by_fused_name(layers: Iterable[str]) -> dict[str, list[str]]:
-    """The layers that must be alike, by their common name."""
+def by_fused_name(layers: Iterable[str], fuses: bool = True) -> dict[str, list[str]]:
+    """The layers that must be alike, by their common name, in a runtime that fuses layers or in another."""
     found: dict[str, list[str]] = {}
     for layer in layers:
-        found.setdefault(fused_name(layer), []).append(layer)
+        together = fuses or EXPERTS in layer.split(".")
+        found.setdefault(fused_name(layer) if together else layer, []).append(layer)
     return found
 
 

@@ -58,13 +58,15 @@ def weights_of(found: Survey) -> int:
     return sum(prod(layer.shape) for layer in found.layers.values())
 
 
-def decide(found: Survey, budget: Budget, *, engine: str, sym: bool) -> BitPlan:
+def decide(found: Survey, budget: Budget, *, engine: str, sym: bool, fuses: bool = True) -> BitPlan:
     """The widths of least expected divergence within the budget; layers that are run as one get one.
+
+    fuses: whether what runs the result runs q, k and v as one, and gate and up.
 
     Raises:
         InputError: less than all layers at their narrowest take, or more than all at their widest.
     """
-    groups = by_fused_name(found.layers)
+    groups = by_fused_name(found.layers, fuses)
     items = [
         Item.together([_item(found, found.layers[name], engine, sym) for name in names])
         for names in groups.values()

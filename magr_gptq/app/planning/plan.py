@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magr_gptq.allocation.worth import Width
-from magr_gptq.app.planning.alike import by_fused_name
+from magr_gptq.app.planning.alike import EXPERTS, by_fused_name
 from magr_gptq.app.planning.found import Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape
 from magr_gptq.errors import InputError
@@ -112,7 +112,7 @@ class BitPlan:
         return plan
 
     def check(self) -> None:
-        """InputError where layers are missing, unknown, or unlike others that runtimes run with them."""
+        """InputError where layers are missing or unknown, or have groups that are wider than they are."""
         known = self.survey.layers
         if strange := sorted(self.widths.keys() ^ known.keys()):
             kind = "is not a layer of its survey" if strange[0] in self.widths else "has no width"
@@ -120,11 +120,15 @@ class BitPlan:
         for name, width in self.widths.items():
             if width.group_size > known[name].shape[1]:
                 raise InputError(f"the plan's {name} has {known[name].shape[1]} columns, fewer than a group")
-        for fused, names in by_fused_name(self.widths).items():
+
+    def require_alike(self, fuses: bool) -> None:
+        """InputError where layers that what runs the result runs as one have several widths."""
+        for fused, names in by_fused_name(self.widths, fuses).items():
             if len({self.widths[name] for name in names}) > 1:
+                apart = "" if fused.endswith(EXPERTS) else ", or name a runtime that doesn't, --for gptqmodel"
                 raise InputError(
                     f"the plan gives {', '.join(names[:4])} several widths; runtimes run them as one, "
-                    f"{fused}: give them one width"
+                    f"{fused}: give them one width{apart}"
                 )
 
     def require_model(self, shapes: Mapping[str, Shape], model: str) -> None:

@@ -15,9 +15,12 @@ def dynamic_of(widths: Mapping[str, Pair], usual: Pair) -> dict[str, dict[str, i
     """GPTQModel's `dynamic`: what differs from the usual width, by patterns that match whole names alone."""
     found = {}
     for fused, names in by_fused_name(widths).items():
-        bits, group = widths[names[0]]
-        if (bits, group) != tuple(usual):
-            found[pattern(fused, names)] = {"bits": bits, "group_size": group}
+        alike = len({tuple(widths[name]) for name in names}) == 1
+        units = {fused: names} if alike else {name: [name] for name in names}
+        for unit, members in units.items():
+            bits, group = widths[members[0]]
+            if (bits, group) != tuple(usual):
+                found[pattern(unit, members)] = {"bits": bits, "group_size": group}
     return found
 
 

@@ -59,12 +59,14 @@ class Runtime:
     """What loads checkpoints.
 
     roads: to it, the usual one first. seen: how that is known. positive: it takes no negative scale.
+    fuses: it runs q, k and v as one layer, and gate and up, so that they must have one width.
     remedy: where there is no road, why, and what would do.
     """
 
     roads: tuple[Road, ...]
     seen: str = RUN
     positive: bool = False
+    fuses: bool = False
     remedy: str = ""
 
 
@@ -99,12 +101,15 @@ RUNTIMES = {
             Road("llm-compressor", mixed=ALL),
         ),
         seen=f"4 bits {RUN}; others need a GPU, {READ}",
+        fuses=True,
     ),
     # Marlin with VLLM_MARLIN_INPUT_DTYPE=int8 reads scales as unsigned (vllm-project/vllm#48905)
     "vllm-int8": Runtime(
-        (Road("gptqmodel", (4,), asymmetric=False, desc_act=False),), seen=READ, positive=True
+        (Road("gptqmodel", (4,), asymmetric=False, desc_act=False),), seen=READ, positive=True, fuses=True
     ),
-    "sglang": Runtime((Road("gptqmodel", asymmetric=False, desc_act=False, mixed=ALL),), seen=READ),
+    "sglang": Runtime(
+        (Road("gptqmodel", asymmetric=False, desc_act=False, mixed=ALL),), seen=READ, fuses=True
+    ),
     "onnxruntime": Runtime((Road("gptqmodel", (2, 4, 8), asymmetric=False, powers=True),)),
     # optimum-intel reads no g_idx, and applies zero points twice
     "openvino": Runtime((Road("gptqmodel", (4,), asymmetric=False, desc_act=False),)),
