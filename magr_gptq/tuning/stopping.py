@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 # evaluations in succession that may be worse than the best one
-PATIENCE = 3
+PATIENCE = 2
 
 
 @dataclass
