@@ -104,6 +104,8 @@ def draw_plan(plan: BitPlan, path: Path) -> None:
     above.set_yticklabels([kind.rpartition(".")[2] for kind in kinds])
     above.set_title(f"Bits of each layer, {plan.average_bits:.2f} a weight on average", loc="left")
     _draw_shares(below, plan, kinds, blocks)
+    # where it hides no line
+    figure.legend(frameon=False, ncols=4, loc="outside lower center")
     figure.savefig(path, dpi=150)
 
 
@@ -117,4 +119,3 @@ def _draw_shares(axes: Any, plan: BitPlan, kinds: Sequence[str], blocks: Sequenc
         if points:
             axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=kind.rpartition(".")[2])
     axes.set(yscale="log", xlabel="block", ylabel="expected divergence, nats a token")
-    axes.legend(frameon=False, ncols=2)
