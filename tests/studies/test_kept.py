@@ -11,6 +11,7 @@ import pytest
 
 from eval.lib import checkpoints
 from eval.lib.kept import made_once
+from eval.studies.quality import other_cells
 from eval.studies.real import run as real
 from magr_gptq.app.processes import EngineError
 from magr_gptq.app.quantizing.job import Job, Outcome
@@ -120,3 +121,30 @@ def test_scored_checkpoints_are_removed(study, tmp_path) -> None:
     study(by_their_weights)
     assert len(list((tmp_path / "out").glob("*-seed0.json"))) == 2
     assert not any(path.is_file() for path in (tmp_path / "work").rglob("*"))
+
+
+def test_another_methods_checkpoint_outlives_its_scorer(tmp_path, monkeypatch) -> None:
+    made: list[str] = []
+
+    def quantize(cell, folder: str, _) -> tuple[str, dict[str, Any]]:
+        made.append(cell.name)
+        checkpoint = Path(folder, "rounded")
+        checkpoint.mkdir()
+        return str(checkpoint), {"versions": {"awq": "1"}, "quantize_seconds": 9.0}
+
+    def scored(checkpoint: str, *_: object) -> dict[str, Any]:
+        assert Path(checkpoint).is_dir()
+        return {"perplexity": 30.0, "versions": {"gptqmodel": "7.6.0"}}
+
+    given = ("model", "--calibration", "text", "--evaluation", "text", "--seeds", "0")
+    folders = [part for name in ("work", "out") for part in (f"--{name}", str(tmp_path / name))]
+    monkeypatch.setattr("sys.argv", ["cells", *given, *folders])
+    monkeypatch.setattr(other_cells, "scored", dies)
+    with pytest.raises(EngineError):
+        other_cells.measure_all({"awq": quantize}, "gptqmodel", "")
+    monkeypatch.setattr(other_cells, "scored", scored)
+    other_cells.measure_all({"awq": quantize}, "gptqmodel", "")
+    assert len(made) == len(set(made)) == len(list((tmp_path / "out").iterdir())) == 4
+    record = json.loads((tmp_path / "out" / "awq-w2-g64-seed0.json").read_text())
+    assert (record["quantize_seconds"], record["versions"]) == (9.0, {"awq": "1", "gptqmodel": "7.6.0"})
+    assert not any((tmp_path / "work").iterdir())
