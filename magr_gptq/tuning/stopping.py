@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 # evaluations in succession that may be worse than the best one
-PATIENCE = 2
+PATIENCE = 3
 
 
 @dataclass

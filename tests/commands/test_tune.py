@@ -161,6 +161,16 @@ def test_where_nothing_improves_the_checkpoint_is_as_it_was(model: Path, tmp_pat
     assert same_bytes(checkpoint, Path("out"))
 
 
+@pytest.mark.parametrize(("most", "steps", "measured"), [(48, 16, 5), (10, 10, 4)])
+def test_no_window_is_seen_thrice_and_many_windows_are_not_all_seen_twice(
+    most: int, steps: int, measured: int, model: Path, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tuning, "MOST_STEPS", most)
+    found, _ = tune(job(write_checkpoint(model, tmp_path / "checkpoint", bits=3, group_size=32), model))
+    # eight windows, two measurements a pass, one at the start, and one at the end
+    assert (found.steps, len(found.divergences)) == (steps, measured)
+
+
 def same_bytes(one: Path, other: Path) -> bool:
     """Of the weights' files."""
     return all((one / name.name).read_bytes() == name.read_bytes() for name in other.glob("*.safetensors"))

@@ -26,8 +26,10 @@ from magr_gptq.tuning.loss import divergence
 from magr_gptq.tuning.stopping import Best
 from magr_score.process import Tell
 
-# passes over the windows, and steps and evaluations in each; measured in eval/studies/tune
-PASSES, STEPS_A_PASS, EVALUATIONS_A_PASS = 1.5, 32, 2
+# passes over the windows at most, and steps and evaluations in each; measured in eval/studies/tune
+PASSES, STEPS_A_PASS, EVALUATIONS_A_PASS = 2, 32, 2
+# so that many windows take no longer than the quantization by them does
+MOST_STEPS = 48
 # of a window: what is kept for the way back is as much as this takes in all blocks
 TOKENS_AT_ONCE = 2048
 # of those, logits in float32 are made of so many at a time
@@ -154,7 +156,7 @@ def descend(pupil: Pupil, text: Text, held_out: Text, state: State, tell: Tell) 
     count = len(text.rows)
     size = -(-count // STEPS_A_PASS)
     a_pass = -(-count // size)
-    steps, every = math.ceil(PASSES * a_pass), max(1, a_pass // EVALUATIONS_A_PASS)
+    steps, every = min(PASSES * a_pass, MOST_STEPS), max(1, a_pass // EVALUATIONS_A_PASS)
     start = evaluate(pupil, held_out)
     if not math.isfinite(start):
         raise InputError("the checkpoint's predictions are not finite on the held-out text; give another")
