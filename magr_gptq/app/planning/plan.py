@@ -122,7 +122,7 @@ class BitPlan:
                 raise InputError(f"the plan's {name} has {known[name].shape[1]} columns, fewer than a group")
 
     def require_alike(self, fuses: bool) -> None:
-        """InputError where layers that what runs the result runs as one have several widths."""
+        """InputError where layers that must be alike have several widths; fuses: see `by_fused_name`."""
         for fused, names in by_fused_name(self.widths, fuses).items():
             if len({self.widths[name] for name in names}) > 1:
                 apart = "" if fused.endswith(EXPERTS) else ", or name a runtime that doesn't, --for gptqmodel"
