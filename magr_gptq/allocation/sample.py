@@ -20,9 +20,11 @@ from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import finish
 
 # of a layer, which speak for all
-SAMPLED_ROWS = 64
+SAMPLED_ROWS = 48
 # of those, one in so many: the rows of the largest steps are unlike others, and speak for themselves alone
 OUTLIER_SHARE = 4
+# the most bits for which they are reduced before
+REDUCED_BITS = 4
 
 
 class Shared:
@@ -126,9 +128,9 @@ def _foreseen(weight: Tensor, shared: Shared, width: Width) -> Tensor:
 
 def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
     plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
-    if config is None:
-        return plain.resolve(bits, group_size).only(Candidate.PLAIN)
-    return config.resolve(bits, group_size)
+    plan = (config or plain).resolve(bits, group_size)
+    # at 8 bits a layer costs next to nothing, reduced or not
+    return plan.only(Candidate.PLAIN) if config is None or bits > REDUCED_BITS else plan
 
 
 def _changes(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> Tensor:

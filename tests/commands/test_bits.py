@@ -28,6 +28,7 @@ from magr_gptq.app.planning.alike import by_fused_name, fused_name, pattern
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
+from magr_gptq.app.planning.planner import widths_among
 from magr_gptq.app.planning.sizes import LAYOUTS
 from magr_gptq.app.planning.survey import drawn_labels, layers_to_plan, survey, weigh
 from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION
@@ -391,6 +392,13 @@ def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(
         assert seen[name] < with_first[name] if with_fewer else seen[name] == pytest.approx(with_first[name])
 
 
+def test_all_bits_in_all_groups_may_be_chosen_but_the_most_bits_in_the_largest_alone() -> None:
+    assert widths_among([2, 3], [64, -1]) == [Width(2, 64), Width(2), Width(3, 64), Width(3)]
+    assert widths_among([4, 8], [64, -1, 64]) == [Width(4, 64), Width(4), Width(8)]
+    assert widths_among([4, 8], [32, 128]) == [Width(4, 32), Width(4, 128), Width(8, 128)]
+    assert widths_among([4, 8], [64]) == [Width(4, 64), Width(8, 64)]
+
+
 def test_groups_that_no_layer_fills_are_refused_before_the_passes(model: Path, planning) -> None:
     code, output = inspect(model, "--avg-bits", 3, "--group-sizes", "64,256", "--plan", "plan.json")
     assert code == 2
@@ -414,6 +422,8 @@ def test_every_layer_has_its_bits_and_the_file_its_size(model: Path, worker: Wor
     assert code == 0, output
     plan = BitPlan.read(Path("out", "bits.json"))
     assert len({width.bits for width in plan.widths.values()}) > 1
+    # where nothing else is asked for, groups are those of --group-size or the whole row
+    assert {width.group_size for width in plan.survey.widths} == {64, -1}
     with safe_open("out/model.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stored = 0
@@ -490,11 +500,11 @@ def test_for_a_runtime_that_fuses_nothing_every_layer_has_bits_of_its_own(
 def test_each_layer_takes_one_of_several_group_sizes(
     engine: str, model: Path, worker: Worker, planning
 ) -> None:
-    code, output = quantize(model, "--avg-bits", 3, "--group-sizes", "64,-1", engine=engine)
+    code, output = quantize(model, "--avg-bits", 3, "--group-sizes", "32,-1", engine=engine)
     assert code == 0, output
     plan = BitPlan.read(Path("out", "bits.json"))
-    assert {width.group_size for width in plan.survey.widths} == {64, -1}
-    assert {width.group_size for width in plan.widths.values()} == {64, -1}
+    assert {width.group_size for width in plan.survey.widths} == {32, -1}
+    assert {width.group_size for width in plan.widths.values()} == {32, -1}
     assert 2.9 < plan.average_bits <= 3
     loaded = json.loads(Path("out", "magr.json").read_text())["loaded"][0]
     assert (loaded["missing"], loaded["error"]) == ([], None)

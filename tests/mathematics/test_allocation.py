@@ -16,6 +16,7 @@ from magr_gptq.allocation.allocate import Item, allocate
 from magr_gptq.allocation.columns import round_columns
 from magr_gptq.allocation.sample import SAMPLED_ROWS, Shared, samples
 from magr_gptq.allocation.worth import Width, Worth
+from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.penalty import conditional_variances
 
 
@@ -167,6 +168,19 @@ def test_layers_with_one_input_are_rounded_together_as_each_alone() -> None:
     # products of more rows are rounded otherwise: a code near a tie may fall to the other side, and GPTQ
     # carries that through its row
     assert sum(one > 1e-3 for one in off) <= 2
+
+
+class Unreduced(Shared):
+    """Whose factorization nobody may ask for."""
+
+    def factorization(self, _make: object) -> Factorization:
+        raise AssertionError("rows were reduced")
+
+
+def test_what_costs_next_to_nothing_is_not_reduced() -> None:
+    samples([weight_of(24, 64)], Unreduced(hessian_of(64)), [Width(8)], MagRConfig())
+    with pytest.raises(AssertionError, match="reduced"):
+        samples([weight_of(24, 64)], Unreduced(hessian_of(64)), [Width(8), Width(4)], MagRConfig())
 
 
 def test_more_bits_and_smaller_groups_cost_less() -> None:

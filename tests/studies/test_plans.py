@@ -10,6 +10,7 @@ import pytest
 
 from eval.studies.bits import run as bits
 from magr_gptq.app.planning.found import Candidate, Survey
+from magr_gptq.app.planning.planner import widths_among
 from magr_gptq.app.quantizing.job import Job
 
 LAYERS = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj")
@@ -33,8 +34,9 @@ def surveyed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
     """For every survey that is asked for, the file it would be found in and its group sizes; none is made."""
     asked = []
 
-    def survey_of(_job: Job, widths: list[Any], _log: Path, _listen: object, kept: Path) -> Survey:
-        asked.append((kept.name, list(dict.fromkeys(width.group_size for width in widths))))
+    def survey_of(_job: Job, _log: Path, _listen: object, kept: Path, *, group_sizes: tuple) -> Survey:
+        asked.append((kept.name, list(group_sizes)))
+        widths = widths_among((2, 3, 4, 8), group_sizes)
         # groups cost little of the size, and save much of the error
         costs = tuple(4.0**-width.bits / (1 if width.group_size == -1 else 8) for width in widths)
         layers = {name: Candidate((256, 256), costs) for name in LAYERS}

@@ -30,7 +30,7 @@ from eval.lib.checkpoints import divergences
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.planning.decide import Budget, decide
 from magr_gptq.app.planning.found import Survey
-from magr_gptq.app.planning.plan import BITS, BitPlan
+from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.planner import survey_of, with_plan
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.app.quantizing.worker import Worker
@@ -105,8 +105,8 @@ def measure(cell: Cell, given: Widths, worker: Worker, args: argparse.Namespace)
     # not among the results: it names the folders of this machine
     kept = args.log.with_name(f"bits-{args.model.name}{suffix(cell.group_sizes)}-seed{cell.seed}.json")
     start = time.perf_counter()
-    widths = [Width(bits, group) for bits in BITS for group in cell.group_sizes or (args.group_size,)]
-    found = survey_of(job, widths, worker.log, lambda _: None, kept)
+    group_sizes = cell.group_sizes or (args.group_size,)
+    found = survey_of(job, worker.log, lambda _: None, kept, group_sizes=group_sizes)
     plan = plan_of(cell, found, given, args.group_size)
     planning = time.perf_counter() - start
     # AutoScheme's widths are no plan that could be read again

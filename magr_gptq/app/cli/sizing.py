@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from magr_gptq.allocation.worth import Width
 from magr_gptq.app.comparing.cells import write_atomically
 from magr_gptq.app.console import console, progress_bars, show_event
 from magr_gptq.app.planning.decide import Budget, decide, parse_size
@@ -32,7 +31,9 @@ Size = Annotated[
 GroupSizes = Annotated[
     str | None,
     typer.Option(
-        help="With --avg-bits or --size: each layer takes one of these, such as 128,64.", show_default=False
+        help="With --avg-bits or --size: each layer takes one of these, such as 128,64; if left out, "
+        "--group-size or the whole row.",
+        show_default=False,
     ),
 ]
 KEPT = "bits.json"
@@ -42,8 +43,8 @@ KEPT = "bits.json"
 class Sizing:
     """What was asked for, a budget or a plan's file, and the plan that came of it.
 
-    bits, group_sizes: that a layer may have; without group sizes all have the job's. fuses: whether what runs
-    the result runs several layers as one; where no runtime is named it may.
+    bits, group_sizes: that a layer may have, see `survey_of`. fuses: whether what runs the result runs
+    several layers as one; where no runtime is named it may.
     """
 
     budget: Budget | None = None
@@ -123,9 +124,7 @@ class Sizing:
                 else:
                     bars.update(bar, completed=event["done"], total=event["total"])
 
-            groups = self.group_sizes or (job.group_size,)
-            widths = [Width(bits, group) for bits in self.bits for group in groups]
-            found = survey_of(job, widths, log, listen, kept)
+            found = survey_of(job, log, listen, kept, bits=self.bits, group_sizes=self.group_sizes)
         plan = decide(found, self.budget, engine=job.engine, sym=job.sym, fuses=self.fuses)
         if kept is not None:
             write_atomically(kept, plan.to_json())

@@ -7,13 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from magr_gptq.allocation.worth import Width
 from magr_gptq.app.comparing.cells import PROFILE, UNQUANTIZED, Cell, Record, slug, write_atomically
 from magr_gptq.app.comparing.checkpoint import describe
 from magr_gptq.app.comparing.methods import PLANNED, job_fields
 from magr_gptq.app.comparing.plan import Plan
 from magr_gptq.app.planning.decide import Budget, decide
-from magr_gptq.app.planning.plan import BITS
 from magr_gptq.app.planning.planner import survey_of, with_plan
 from magr_gptq.app.processes import Listener, ask_once
 from magr_gptq.app.quantizing.engines import ENGINES
@@ -65,7 +63,7 @@ def _planned(job: Job, cell: Cell, folder: Path, log: Path, listen: Listener) ->
     """The job with bits by layer; the survey is kept for the other sizes of this calibration."""
     listen({"text": "weighing the layers"})
     kept = folder / f"survey-g{cell.group_size}-{slug(cell.calibration)}-seed{cell.seed}.json"
-    found = survey_of(job, [Width(bits, job.group_size) for bits in BITS], log, _stages(listen), kept)
+    found = survey_of(job, log, _stages(listen), kept)
     bits = decide(found, Budget(avg_bits=cell.bits), engine=job.engine, sym=job.sym)
     write_atomically(kept, bits.to_json())
     return with_plan(job, bits)

@@ -9,7 +9,7 @@ from typing import Any
 
 from magr_gptq.allocation.worth import Width
 from magr_gptq.app.planning.found import Survey
-from magr_gptq.app.planning.plan import BitPlan
+from magr_gptq.app.planning.plan import BITS, BitPlan
 from magr_gptq.app.processes import Child, Listener
 from magr_gptq.app.quantizing.job import Job
 from magr_gptq.errors import InputError
@@ -18,12 +18,20 @@ CHILD = ("-m", "magr_gptq.app.planning.child")
 
 
 def survey_of(
-    job: Job, widths: Sequence[Width], log: Path, listen: Listener, kept: Path | None = None
+    job: Job,
+    log: Path,
+    listen: Listener,
+    kept: Path | None = None,
+    *,
+    bits: Sequence[int] = BITS,
+    group_sizes: Sequence[int] = (),
 ) -> Survey:
-    """What every one of these widths would cost every layer.
+    """What every width that a layer may take would cost it.
 
     kept: a plan of an interrupted run, whose survey is used again where it answers the same request.
+    group_sizes: to choose among; none are the job's and the whole row.
     """
+    widths = widths_among(bits, group_sizes or (job.group_size, -1))
     request = {
         **_layers_request(job), "widths": [[one.bits, one.group_size] for one in widths], "magr": job.magr,
         "sym": job.sym, "calibration": job.calibration, "samples": job.samples, "seqlen": job.seqlen,
@@ -35,6 +43,16 @@ def survey_of(
             return found
     with Child(CHILD, log) as child:
         return Survey.from_dict(child.ask(request, listen))
+
+
+def widths_among(bits: Sequence[int], group_sizes: Sequence[int]) -> list[Width]:
+    """All of these bits with all of these groups, but the most bits with the largest groups alone.
+
+    A layer of 8 bits costs next to nothing in any groups.
+    """
+    sizes = list(dict.fromkeys(group_sizes))
+    largest = -1 if -1 in sizes else max(sizes)
+    return [Width(b, size) for b in bits for size in sizes if b < max(BITS) or size == largest]
 
 
 def require_fitting(plan: BitPlan, job: Job, log: Path) -> None:
