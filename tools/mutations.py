@@ -149,9 +149,6 @@ MUTATIONS = [
         "pass",
         "numerics",
     ),
-    Mutation(
-        "app/planning/survey.py", "share * reached[:, -1:]", "share.sqrt() * reached[:, -1:]", "bits", "drawn"
-    ),
     Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),
@@ -253,7 +250,10 @@ MUTATIONS = [
     Mutation("allocation/columns.py", "work[start:end].clone()", "work[start:end]", "allocation"),
     Mutation("allocation/worth.py", "foreseen[:, outliers] = 0", "pass", "allocation"),
     Mutation("allocation/sample.py", "argsort(descending=True, stable=True)", "argsort()", "allocation"),
-    Mutation("app/planning/survey.py", "labels] -= 1", "labels] -= 0.5", "bits", "weighed"),
+    Mutation(
+        "allocation/fisher.py", "direction.sub_(p.mul_", "direction.add_(p.mul_", "allocation", "fisher"
+    ),
+    Mutation("allocation/fisher.py", "p.sqrt()", "p.clone()", "allocation", "fisher"),
     Mutation(
         "app/planning/undone.py", " and not re.search(AFTER_ATTENTION, layer)", "", "bits", "into_attention"
     ),

@@ -1,9 +1,10 @@
 """What a width costs: how far a model's predictions are expected to move when one layer is rounded to it.
 
-Let g be the gradient of −log p(y | x) at a layer's outputs, with y drawn from the model's own prediction p.
-To second order, rounding the layer's W to W + Δ moves the predictions by
+Let v be a random vector whose covariance is the Fisher information of the model's prediction p
+(`allocation.fisher`), and g = Jᵀv, with J the Jacobian of the logits by a layer's outputs. To second order,
+rounding the layer's W to W + Δ moves the predictions by
 
-    KL(p ‖ p') ≈ ½ E[(gᵀΔx)²] ≈ ½ Σ_r E[g_r²·(Δ_r x)²]        r over the layer's rows, E over tokens
+    KL(p ‖ p') ≈ ½ E[(gᵀΔx)²] ≈ ½ Σ_r E[g_r²·(Δ_r x)²]        r over the layer's rows, E over tokens and v
 
 The first step is the Fisher information at the layer's outputs (J. Martens, "New Insights and Perspectives on
 the Natural Gradient Method", JMLR 21, 2020, section 5), the second takes the errors of different rows as

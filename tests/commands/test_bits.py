@@ -17,6 +17,7 @@ from tiny import calibration_rows, save_tiny_model
 from transformers import AutoModelForCausalLM
 
 from magr_gptq import MagRConfig
+from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.cli import quantize as quantize_module
 from magr_gptq.app.inputs import read_model
@@ -30,7 +31,7 @@ from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.plan import BitPlan
 from magr_gptq.app.planning.planner import widths_among
 from magr_gptq.app.planning.sizes import LAYOUTS
-from magr_gptq.app.planning.survey import drawn_labels, layers_to_plan, survey, weigh
+from magr_gptq.app.planning.survey import SIGN_SEED, layers_to_plan, survey, weigh
 from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION
 from magr_gptq.app.planning.views import Place, draw_plan, totals
 from magr_gptq.app.planning.written import config_groups_of, dynamic_of
@@ -292,7 +293,7 @@ def test_every_third_window_weighs_what_is_rounded_for_the_others(model: Path, m
 
 
 @pytest.mark.parametrize("first", [0, FIRST])
-def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(first: int, model: Path) -> None:
+def test_a_layer_is_weighed_by_what_comes_back_of_random_directions(first: int, model: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model).float()
     name, rows = NAMES[-1], calibration_rows(4)
     layer = layers_to_plan(loaded, "gptqmodel")[name]
@@ -300,17 +301,16 @@ def test_a_layer_is_weighed_by_the_gradients_of_sampled_labels(first: int, model
     worth = Worth(Sample(sampled, 0, changes, foreseen=torch.ones(2, 128)))
     weigh(loaded, {name: layer}, {name: worth}, rows.split(2), {name} if first else (), lambda: None)
     assert not any(module._forward_hooks for module in loaded.modules())
-    # the same labels, one batch at a time, by the gradient of a weight that is added to the outputs
+    # the same directions, one batch at a time, by the gradient of what is added to the outputs
     squares, costs = torch.zeros(128, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
-    given = []
+    given, generator = [], torch.Generator().manual_seed(SIGN_SEED)
     watching = layer.register_forward_pre_hook(lambda _m, arguments: given.append(arguments[0].detach()))
     for batch in rows.split(2):
         added = torch.zeros(2, 64, 128, requires_grad=True)
         handle = layer.register_forward_hook(lambda _m, _i, out, added=added: out + added)
         logits = loaded(input_ids=batch).logits.flatten(0, 1)
         handle.remove()
-        labels = drawn_labels(logits.detach().softmax(-1))
-        torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+        logits.backward(random_direction(logits.detach(), generator))
         each = added.grad.double().square()[:, first:]
         squares += each.sum((0, 1))
         moved = torch.einsum("bti,wri->wbtr", given[-1][:, first:].double(), changes.double())
@@ -356,16 +356,6 @@ def test_a_survey_in_several_turns_is_that_of_one_and_keeps_no_turns_hessians(mo
 def test_a_turns_hessians_leave_half_of_what_is_free(free: int | None, taken: int, monkeypatch) -> None:
     monkeypatch.setattr(survey_module, "free_bytes", lambda _: free)
     assert survey_module.turn_bytes(torch.device("cpu")) == taken
-
-
-def test_labels_are_drawn_as_often_as_they_are_expected() -> None:
-    probabilities = torch.tensor([0.0, 0.5, 0.125, 0.375, 0.0])
-    rows = 40_000
-    counts = drawn_labels(probabilities.repeat(rows, 1)).bincount(minlength=5)
-    assert counts[0] == counts[4] == 0
-    # five standard deviations
-    deviation = (probabilities * (1 - probabilities) / rows).sqrt()
-    assert ((counts / rows - probabilities).abs() <= 5 * deviation).all()
 
 
 def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(model, monkeypatch) -> None:

@@ -14,6 +14,7 @@ from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.allocate import Item, allocate
 from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.sample import SAMPLED_ROWS, Shared, samples
 from magr_gptq.allocation.worth import Width, Worth
 from magr_gptq.reduction.factorization import Factorization
@@ -206,6 +207,30 @@ def test_a_gradient_that_is_not_finite_shows_also_outside_the_sample() -> None:
     assert bool(worth.divergences(3).isnan().all())
 
 
+def test_directions_have_the_predictions_fisher_information() -> None:
+    logits = torch.tensor([3.0, 0.0, -1.0, 1.0])
+    p, draws = logits.double().softmax(-1), 100_000
+    found = random_direction(logits.repeat(draws, 1), torch.Generator().manual_seed(0)).double()
+    # p − y adds up to nothing for every label y
+    assert float(found.sum(-1).abs().max()) < 1e-6
+    fisher = p.diag() - p.outer(p)
+    products = found[:, :, None] * found[:, None, :]
+    # five standard deviations of a mean of so many draws, and of float32
+    for average, value, spread in (
+        (found.mean(0), torch.zeros(4), found.std(0)), (products.mean(0), fisher, products.std(0)),
+    ):  # fmt: skip
+        assert bool(((average - value).abs() <= 5 * spread / draws**0.5 + 1e-6).all())
+
+
+def test_directions_are_as_long_where_the_prediction_is_sure() -> None:
+    logits = torch.tensor([5.0, 0.0, 0.0, 0.0]).repeat(10_000, 1)
+    found = random_direction(logits, torch.Generator().manual_seed(0)).square().sum(-1)
+    p = logits[0].softmax(-1)
+    assert float(found.mean()) == pytest.approx(float(1 - p.square().sum()), rel=0.05)
+    # for p − y with drawn labels y it is 7 times the mean
+    assert float(found.std()) < float(found.mean())
+
+
 def softmax_divergence(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
     """KL(p ‖ p') of a model that is one layer and a softmax, in nats a token."""
     p, q = ((inputs @ w.T).log_softmax(-1) for w in (weight, rounded))
@@ -223,7 +248,7 @@ def test_the_expected_divergence_is_near_the_measured(bits: int) -> None:
     rounded = gptq_round(weight, inverse_factor(hessian), bits)
     (sample,) = samples([weight.float()], Shared(hessian.float()), [Width(bits)], None)
     worth = Worth(sample)
-    # of the gradient p − y with y drawn from p, the mean square
+    # the root mean square of a direction of the predictions
     worth.add(worth.moved(inputs.float()), (p * (1 - p)).sqrt().float())
     measured = softmax_divergence(weight, rounded, inputs)
     assert float(worth.divergences(len(inputs))) == pytest.approx(measured, rel=0.3)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.sample import Shared, samples
 from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.inspecting.hessians import (
@@ -29,8 +30,8 @@ from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
 from magr_gptq.toolkits.memory import free_bytes
 
-# a token's label is drawn from the model's own prediction
-LABEL_SEED = 0
+# of the signs in the directions of the predictions
+SIGN_SEED = 0
 
 
 def parted(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +152,7 @@ def weigh(
 ) -> None:
     """Add what the batches tell about every sample: see `magr_gptq.allocation.worth`.
 
-    g is the gradient of −log p(y | x) for labels y that are drawn from the model's predictions p. No weight's
-    gradient is computed.
+    g is what comes back of a `random_direction` of each token's prediction. No weight's gradient is computed.
 
     Args:
         undone: the layers whose first tokens in a window are left out, see `magr_gptq.app.planning.undone`.
@@ -164,9 +164,10 @@ def weigh(
     ]
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
+    generator = torch.Generator(model.device).manual_seed(SIGN_SEED)
     try:
         for batch in batches:
-            _backward(model, batch.to(model.device))
+            _backward(model, batch.to(model.device), generator)
             step()
     finally:
         for handle in handles:
@@ -180,22 +181,10 @@ def _watch(worth: Worth, first: int, _module: nn.Module, inputs: tuple[Tensor], 
 
 
 @torch.enable_grad()
-def _backward(model: PreTrainedModel, rows: Tensor) -> None:
-    logits = model(input_ids=rows, use_cache=False).logits.flatten(0, 1).float()
-    # that of −log p(y) is p − y; a token's own, not the mean: g is of one prediction
-    gradient = logits.detach().softmax(-1)
-    labels = drawn_labels(gradient)
-    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
-    logits.backward(gradient)
-
-
-def drawn_labels(probabilities: Tensor) -> Tensor:
-    """One label of each row of [rows, labels], by inverting its distribution: multinomial is slow."""
-    generator = torch.Generator(probabilities.device).manual_seed(LABEL_SEED)
-    reached = probabilities.cumsum(-1)
-    share = torch.rand(len(reached), 1, generator=generator, device=reached.device)
-    found = torch.searchsorted(reached, share * reached[:, -1:], right=True)[:, 0]
-    return found.clamp_max_(reached.shape[1] - 1)  # the product may be rounded up to the whole sum
+def _backward(model: PreTrainedModel, rows: Tensor, generator: torch.Generator) -> None:
+    # a token's own, not the mean: g is of one prediction
+    logits = model(input_ids=rows, use_cache=False).logits.flatten(0, 1)
+    logits.backward(random_direction(logits.detach(), generator).to(logits))
 
 
 def _samples(
