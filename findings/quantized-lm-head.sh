@@ -7,7 +7,8 @@
 #         GPTQModel, with a NotImplementedError, after the model was loaded and before work is done.
 # Why:    small models, where the head is a third of the weights, are those whose head one wants to quantize, and they
 #         are tied; where they are not, the reader that most people have gives noise.
-# Ours:   `lm_head` is not quantized by our command.
+# Ours:   `quantize` leaves the head alone. With `--head` it is quantized for GPTQModel; a tied head, and other runtimes,
+#         are refused before work.
 . "$(dirname "$0")/lib.sh"
 install $TOOLKITS
 see <<'PY'

@@ -249,7 +249,12 @@ MUTATIONS = [
     Mutation("allocation/worth.py", "spoken_for * share", "spoken_for", "allocation"),
     Mutation("allocation/columns.py", "work[start:end].clone()", "work[start:end]", "allocation"),
     Mutation("allocation/worth.py", "foreseen[:, outliers] = 0", "pass", "allocation"),
-    Mutation("allocation/sample.py", "argsort(descending=True, stable=True)", "argsort()", "allocation"),
+    Mutation(
+        "allocation/sample.py",
+        "amax(1).argsort(descending=True, stable=True)",
+        "amax(1).argsort()",
+        "allocation",
+    ),
     Mutation(
         "allocation/fisher.py", "direction.sub_(p.mul_", "direction.add_(p.mul_", "allocation", "fisher"
     ),
@@ -261,6 +266,11 @@ MUTATIONS = [
     Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("app/planning/alike.py", "fuses or EXPERTS in", "fuses or layer in", "bits", "nothing_is_fused"),
     Mutation("app/planning/decide.py", "found.layers, fuses)", "found.layers)", "bits", "cost_less"),
+    Mutation("app/planning/written.py", " or unit == head", "", "bits", "output_layer"),
+    Mutation("app/planning/planner.py", "head=plan.head is not None)", "head=False)", "bits", "output_layer"),
+    Mutation("app/planning/survey.py", "head.weight is model", "head is model", "bits", "is_the_embeddings"),
+    Mutation("allocation/sample.py", "if frequency is not None", "if False", "bits", "most_frequent"),
+    Mutation("app/planning/survey.py", "model if head_among(turn) else", "", "bits", "most_frequent"),
     Mutation("app/planning/planner.py", "(job.group_size, -1)", "(job.group_size,)", "bits", "its_size"),
     Mutation("app/planning/planner.py", " or size == largest", "", "bits", "most_bits"),
     Mutation("allocation/sample.py", " or bits > REDUCED_BITS", "", "allocation", "next_to_nothing"),

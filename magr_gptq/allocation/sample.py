@@ -83,6 +83,7 @@ def samples(
     widths: Sequence[Width],
     config: MagRConfig | None,
     rows: int = SAMPLED_ROWS,
+    frequency: Tensor | None = None,
 ) -> list[Sample]:
     """Rows of layers with one input, as GPTQ rounds them at every width: outliers, and others evenly spaced.
 
@@ -90,8 +91,10 @@ def samples(
         weights: W of each layer, [out, in] float32.
         config: MagR's settings; None is plain GPTQ.
         rows: of each layer's sample.
+        frequency: how often each row of the output layer is the next token, [out]; the others of its sample
+            are the most frequent, as next to nothing depends on most rows.
     """
-    places = [_places(weight, min(rows, len(weight))) for weight in weights]
+    places = [_places(weight, min(rows, len(weight)), frequency) for weight in weights]
     # a column's work is small: all layers go through the columns as one
     sampled = torch.cat([weight[place] for weight, place in zip(weights, places, strict=True)])
     changes = sampled.new_empty(len(widths), *sampled.shape)
@@ -109,11 +112,14 @@ def samples(
     ]  # fmt: skip
 
 
-def _places(weight: Tensor, count: int) -> Tensor:
-    """Of so many rows: first those of the largest magnitudes, and then others evenly spaced."""
+def _places(weight: Tensor, count: int, frequency: Tensor | None) -> Tensor:
+    """Of so many rows: first those of the largest magnitudes, and then others, see `samples`."""
     order = weight.abs().amax(1).argsort(descending=True, stable=True)
     first = _outliers(count)
     others = order[first:].sort().values
+    if frequency is not None:
+        frequent = frequency[others].argsort(descending=True, stable=True)
+        return torch.cat([order[:first], others[frequent[: count - first]]])
     spaced = torch.linspace(0, len(others) - 1, count - first, device=weight.device).long()
     return torch.cat([order[:first], others[spaced]])
 

@@ -282,7 +282,7 @@ def test_every_third_window_weighs_what_is_rounded_for_the_others(model: Path, m
     drawn = {"samples": 5, "seqlen": 64, "seed": 0, "cut": "tokenizer"}
     request = {
         "model": str(model), "engine": "gptqmodel", "allow_pickle": False, "trust_remote_code": False,
-        "calibration": "prose.txt", "widths": [[2, 64]], "magr": {}, "sym": True, **drawn,
+        "head": False, "calibration": "prose.txt", "widths": [[2, 64]], "magr": {}, "sym": True, **drawn,
     }  # fmt: skip
     planning_child.answer(request, lambda *_, **__: None)
     planning_child.answer({**request, "samples": 1}, lambda *_, **__: None)
@@ -380,6 +380,14 @@ def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(
         # the query of a first token has one key, so that it changes nothing
         with_fewer = name.endswith(("k_proj", "v_proj"))
         assert seen[name] < with_first[name] if with_fewer else seen[name] == pytest.approx(with_first[name])
+
+
+@pytest.mark.parametrize(("options", "groups"), [((), {128, -1}), (("--group-size", 64), {64, -1})])
+def test_inspect_plans_in_the_groups_that_quantize_takes(options, groups, model: Path, planning) -> None:
+    given = ("--calibration", "prose.txt", "--samples", 2, "--seqlen", 64, "--avg-bits", 3)
+    code, output = call("inspect", model, *given, *options, "--plan", "plan.json")
+    assert code == 0, output
+    assert {width.group_size for width in BitPlan.read(Path("plan.json")).survey.widths} == groups
 
 
 def test_all_bits_in_all_groups_may_be_chosen_but_the_most_bits_in_the_largest_alone() -> None:
@@ -499,6 +507,90 @@ def test_each_layer_takes_one_of_several_group_sizes(
     loaded = json.loads(Path("out", "magr.json").read_text())["loaded"][0]
     assert (loaded["missing"], loaded["error"]) == ([], None)
     assert loaded["difference"] < 1e-3
+
+
+@NEEDS_GPTQMODEL
+def test_the_output_layer_has_bits_if_asked_and_so_in_a_plan(model: Path, worker: Worker, planning) -> None:
+    code, output = quantize(model, "--avg-bits", 3.2, "--head")
+    assert code == 0, output
+    plan = BitPlan.read(Path("out", "bits.json"))
+    assert plan.head == "lm_head"
+    config = json.loads(Path("out", "config.json").read_text())["quantization_config"]
+    assert config["lm_head"]
+    with safe_open("out/model.safetensors", "pt") as file:
+        rows, columns = plan.survey.layers["lm_head"].shape
+        assert file.get_tensor("lm_head.qweight").shape == (columns * plan.widths["lm_head"].bits // 32, rows)
+        places = [key for key in file.keys() if key.rpartition(".")[0] in plan.widths]  # noqa: SIM118
+        assert sum(file.get_tensor(key).nbytes for key in places) == plan.layer_bytes
+    assert Path("out", "model.safetensors").stat().st_size <= plan.file_bytes
+    loaded = json.loads(Path("out", "magr.json").read_text())["loaded"][0]
+    assert (loaded["loader"], loaded["missing"], loaded["error"]) == ("gptqmodel", [], None)
+    assert loaded["difference"] < 1e-3
+    reduced = {layer["name"] for layer in json.loads(Path("out", "magr.json").read_text())["layers"]}
+    assert "lm_head" in reduced
+    Path("out", "bits.json").rename("plan.json")
+    code, output = call("quantize", model, *GIVEN, "--out", "again", "--plan", "plan.json", "--no-verify")
+    assert code == 0, output
+    assert BitPlan.read(Path("again", "bits.json")).widths == plan.widths
+    code, output = call("quantize", model, *GIVEN, "--out", "third", "--plan", "plan.json", "--for", "sglang")
+    assert code == 2
+    assert "--head: sglang loads no quantized output layer; it is for gptqmodel alone" in output
+
+
+HEADS_REFUSED = {
+    "alone": ([], "--head belongs to --avg-bits or --size; a plan has the output layer's bits, or none"),
+    "another engine": (
+        ["--avg-bits", "3", "--engine", "llm-compressor"], "--head: llm-compressor leaves the output layer",
+    ),
+    "another runtime": (["--avg-bits", "3", "--for", "sglang"], "--head: sglang loads no quantized output"),
+    "tuned": (["--avg-bits", "3", "--tune"], "--tune takes no quantized output layer"),
+}  # fmt: skip
+
+
+@NEEDS_GPTQMODEL
+@pytest.mark.parametrize(("options", "message"), HEADS_REFUSED.values(), ids=HEADS_REFUSED)
+def test_what_takes_no_quantized_head_says_so_before_any_work(
+    options: list[str], message: str, model: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(quantize_module, "Worker", _never)
+    monkeypatch.setattr(planner, "Child", _never)
+    code, output = call("quantize", model, *GIVEN, "--out", "out", "--head", *options)
+    assert code == 2, output
+    assert message in output
+    assert not Path("out").exists()
+
+
+def test_a_head_that_is_the_embeddings_is_refused_by_name(tmp_path: Path, planning) -> None:
+    tied = save_tiny_model("gpt2", tmp_path / "tied")
+    code, output = inspect(tied, "--avg-bits", 3, "--head", "--plan", "plan.json")
+    assert code == 2
+    assert "its embeddings, too, which no toolkit quantizes for GPTQ; leave out --head" in output
+    assert not Path("plan.json").exists()
+
+
+def test_the_head_is_weighed_by_its_most_frequent_rows(model: Path, monkeypatch) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    taken: dict[str, torch.Tensor] = {}
+    real = survey_module.weigh
+
+    def weighed(model, layers, worths, *args) -> None:
+        taken.update({name: worth.sample.rows for name, worth in worths.items()})
+        real(model, layers, worths, *args)
+
+    monkeypatch.setattr(survey_module, "weigh", weighed)
+    rows = calibration_rows(8)
+    found = survey(
+        loaded, rows[:4].split(2), rows[4:].split(2), [Width(2), Width(4)], engine="gptqmodel", sym=True,
+        config=MagRConfig(), advance=lambda *_: None, head=True,
+    )  # fmt: skip
+    assert set(found.layers) == {*NAMES, "lm_head"}
+    two, four = found.layers["lm_head"].divergences
+    assert two > four > 0
+    largest = loaded.lm_head.weight.abs().amax(1).argsort(descending=True, stable=True)[:12]
+    assert taken["lm_head"][:12].equal(largest)
+    counts = rows[:4].flatten().bincount(minlength=len(loaded.lm_head.weight)).float()
+    counts[largest] = -1
+    assert counts[taken["lm_head"][12:]].sum() == counts.topk(36).values.sum()
 
 
 @NEEDS_GPTQMODEL

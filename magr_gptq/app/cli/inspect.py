@@ -28,7 +28,7 @@ from magr_gptq.app.cli.options import (
     WindowCut,
 )
 from magr_gptq.app.cli.quantize import check_grid
-from magr_gptq.app.cli.sizing import AvgBits, GroupSizes, Size, Sizing
+from magr_gptq.app.cli.sizing import AvgBits, GroupSizes, Head, Size, Sizing
 from magr_gptq.app.console import console, errors_shown, output_hidden, progress_bars
 from magr_gptq.app.inputs import Windows, find_model, local_folder, read_model
 from magr_gptq.app.inspecting.figure import draw
@@ -65,8 +65,15 @@ def inspect(
     ] = None,
     engine: EngineName = DEFAULT_ENGINE,
     runtime: ForRuntime = None,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = -1,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Weights that share a scale; -1 is the whole row, the default. A plan's is quantize's 128.",
+            show_default=False,
+        ),
+    ] = None,
     group_sizes: GroupSizes = None,
+    head: Head = False,
     samples: Samples = 128,
     seqlen: SeqLen = 2048,
     seed: Seed = 0,
@@ -82,7 +89,9 @@ def inspect(
 ) -> None:
     """Predict what MagR would do to MODEL, layer by layer, without quantizing anything."""
     with errors_shown():
-        sizing = Sizing.of(bits, avg_bits, size, None, group_sizes)
+        sizing = Sizing.of(bits, avg_bits, size, None, group_sizes, head)
+        if group_size is None:
+            group_size = -1 if sizing is None else Job.group_size
         widths = parse_widths(bits or "4,3,2", group_size)
         for name, value in {"--plan": plan, "--for": runtime}.items():
             if sizing is None and value is not None:

@@ -24,7 +24,7 @@ from magr_gptq.app.cli.options import (
     TrustRemoteCode,
     WindowCut,
 )
-from magr_gptq.app.cli.sizing import AvgBits, GroupSizes, Size, Sizing
+from magr_gptq.app.cli.sizing import AvgBits, GroupSizes, Head, Size, Sizing
 from magr_gptq.app.console import (
     STRICT,
     console,
@@ -89,6 +89,7 @@ def quantize(
     ] = None,
     group_size: Annotated[int, typer.Option(help="Weights that share a scale; -1 is the whole row.")] = 128,
     group_sizes: GroupSizes = None,
+    head: Head = False,
     engine: Annotated[
         str | None,
         typer.Option(help=f"The toolkit that quantizes: {', '.join(ENGINES)}; {DEFAULT_ENGINE} if left out."),
@@ -134,7 +135,7 @@ def quantize(
 ) -> None:
     """Quantize MODEL with GPTQ and MagR into an ordinary GPTQ checkpoint."""
     with errors_shown():
-        sizing = Sizing.of(bits, avg_bits, size, plan, group_sizes)
+        sizing = Sizing.of(bits, avg_bits, size, plan, group_sizes, head)
         bits = 4 if bits is None else bits
         check_grid(bits, group_size)
         if runtime is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +36,12 @@ GroupSizes = Annotated[
         show_default=False,
     ),
 ]
+Head = Annotated[
+    bool, typer.Option("--head", help="With --avg-bits or --size: the output layer gets bits, too.")
+]
 KEPT = "bits.json"
+# the one engine that quantizes an output layer in GPTQ's format
+HEAD_ENGINE = "gptqmodel"
 
 
 @dataclass
@@ -44,7 +49,7 @@ class Sizing:
     """What was asked for, a budget or a plan's file, and the plan that came of it.
 
     bits, group_sizes: that a layer may have, see `survey_of`. fuses: whether what runs the result runs
-    several layers as one; where no runtime is named it may.
+    several layers as one; where no runtime is named it may. head: the output layer is planned, too.
     """
 
     budget: Budget | None = None
@@ -52,6 +57,7 @@ class Sizing:
     bits: tuple[int, ...] = BITS
     group_sizes: tuple[int, ...] = ()
     fuses: bool = True
+    head: bool = False
     plan: BitPlan | None = field(default=None, init=False)
 
     @classmethod
@@ -62,6 +68,7 @@ class Sizing:
         size: str | None,
         plan: Path | None,
         group_sizes: str | None,
+        head: bool = False,
     ) -> Sizing | None:
         """None where neither a budget nor a plan was given.
 
@@ -74,14 +81,18 @@ class Sizing:
             raise InputError(f"{' and '.join(given)} each say what bits layers have; give one of them")
         if group_sizes is not None and avg_bits is None and size is None:
             raise InputError(f"--group-sizes {group_sizes} belongs to --avg-bits or --size; give one, too")
+        if head and avg_bits is None and size is None:
+            raise InputError(
+                "--head belongs to --avg-bits or --size; a plan has the output layer's bits, or none"
+            )
         if plan is not None:
             return cls(file=plan)
         groups = _group_sizes(group_sizes) if group_sizes else ()
         if avg_bits is not None and not BITS[0] <= avg_bits <= 16:
             raise InputError(f"--avg-bits {avg_bits:g}: give bits a weight, between 2 and 8, such as 2.5")
         if size is not None:
-            return cls(Budget(size=parse_size(size)), group_sizes=groups)
-        return None if avg_bits is None else cls(Budget(avg_bits=avg_bits), group_sizes=groups)
+            return cls(Budget(size=parse_size(size)), group_sizes=groups, head=head)
+        return None if avg_bits is None else cls(Budget(avg_bits=avg_bits), group_sizes=groups, head=head)
 
     def road(self, runtime: str, asked: Asked) -> Road:
         """The road to a runtime that takes layers of several widths, which is told."""
@@ -92,7 +103,13 @@ class Sizing:
         return road
 
     def make(self, job: Job, log: Path, kept: Path | None = None) -> BitPlan:
-        """The plan; kept: where it is written, and where an interrupted run's is found."""
+        """The plan; kept: where it is written, and where an interrupted run's is found.
+
+        Raises:
+            InputError: a plan that this job can't have; a quantized output layer that something can't take.
+        """
+        job = replace(job, head=self.head)
+        _require_head_taken(job)
         self.plan = self._read(self.file, job, log) if self.file else self._made(job, log, kept)
         return self.plan
 
@@ -138,8 +155,22 @@ class Sizing:
                 f"--plan {path} has layers of {foreign[0]} bits, and --for {job.runtime} loads "
                 f"{', '.join(map(str, self.bits))} side by side"
             )
+        _require_head_taken(replace(job, head=plan.head is not None))
         require_fitting(plan, job, log)
         return plan
+
+
+def _require_head_taken(job: Job) -> None:
+    """InputError where the output layer is to be quantized, and something does not take that."""
+    if not job.head:
+        return
+    if job.engine != HEAD_ENGINE:
+        raise InputError(f"--head: {job.engine} leaves the output layer as it is; use --engine {HEAD_ENGINE}")
+    if job.runtime is not None and not RUNTIMES[job.runtime].head:
+        able = " or ".join(name for name, runtime in RUNTIMES.items() if runtime.head)
+        raise InputError(f"--head: {job.runtime} loads no quantized output layer; it is for {able} alone")
+    if job.tune:
+        raise InputError("--tune takes no quantized output layer; leave out --head or --tune")
 
 
 def _group_sizes(text: str) -> tuple[int, ...]:

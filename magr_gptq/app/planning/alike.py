@@ -32,6 +32,11 @@ def by_fused_name(layers: Iterable[str], fuses: bool = True) -> dict[str, list[s
     return found
 
 
+def head_among(layers: Iterable[str]) -> str | None:
+    """The output layer, which is in no numbered block; None where all layers are in one."""
+    return next((name for name in layers if not any(map(str.isdigit, name.split(".")))), None)
+
+
 def pattern(fused: str, layers: Sequence[str]) -> str:
     """A regular expression that matches these layers and their fused name in full, and nothing else."""
     if fused.split(".")[-1] == EXPERTS:

@@ -40,7 +40,7 @@ def _shapes(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, device_map="meta", trust_remote_code=request["trust_remote_code"]
     )
-    layers = layers_to_plan(model, request["engine"])
+    layers = layers_to_plan(model, request["engine"], request["head"])
     return {name: shape_of(layer) for name, layer in layers.items()}
 
 
@@ -64,6 +64,7 @@ def _survey(folder: Path, request: dict[str, Any], tell: Tell) -> dict[str, Any]
         torch.split(weighing, at_once),
         [Width(*width) for width in request["widths"]],
         engine=request["engine"],
+        head=request["head"],
         sym=request["sym"],
         config=None if request["magr"] is None else MagRConfig(**request["magr"]),
         advance=lambda done, total: tell("layers", done=done, total=total),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from magr_gptq.allocation.worth import Width
-from magr_gptq.app.planning.alike import EXPERTS, by_fused_name
+from magr_gptq.app.planning.alike import EXPERTS, by_fused_name, head_among
 from magr_gptq.app.planning.found import Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape
 from magr_gptq.errors import InputError
@@ -54,6 +54,11 @@ class BitPlan:
     def file_bytes(self) -> int:
         """At most what the files have."""
         return self.layer_bytes + self.survey.rest_bytes
+
+    @property
+    def head(self) -> str | None:
+        """The output layer's name, where it has a width."""
+        return head_among(self.widths)
 
     @property
     def usual(self) -> Width:

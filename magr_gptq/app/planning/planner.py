@@ -61,16 +61,19 @@ def require_fitting(plan: BitPlan, job: Job, log: Path) -> None:
         made = f"--engine {plan.engine}, {'--sym' if plan.sym else '--no-sym'}"
         raise InputError(f"the plan was made for {made}, which decide what a layer takes; give the same")
     with Child(CHILD, log) as child:
-        shapes = child.ask(_layers_request(job), lambda _: None)
+        shapes = child.ask(_layers_request(replace(job, head=plan.head is not None)), lambda _: None)
     plan.require_model({name: (rows, columns) for name, (rows, columns) in shapes.items()}, job.model)
 
 
 def with_plan(job: Job, plan: BitPlan) -> Job:
     """The job with the plan's widths."""
     widths = {name: (width.bits, width.group_size) for name, width in plan.widths.items()}
-    return replace(job, bits=plan.usual.bits, group_size=plan.usual.group_size, widths=widths)
+    usual = plan.usual
+    return replace(
+        job, bits=usual.bits, group_size=usual.group_size, widths=widths, head=plan.head is not None
+    )
 
 
 def _layers_request(job: Job) -> dict[str, Any]:
-    same = ("model", "engine", "allow_pickle", "trust_remote_code")
+    same = ("model", "engine", "head", "allow_pickle", "trust_remote_code")
     return {name: getattr(job, name) for name in same}

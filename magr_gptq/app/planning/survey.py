@@ -22,6 +22,7 @@ from magr_gptq.app.inspecting.hessians import (
     linear_layers,
     matrix_of,
 )
+from magr_gptq.app.planning.alike import head_among
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
 from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION, goes_into_attention
@@ -55,6 +56,7 @@ def survey(
     sym: bool,
     config: MagRConfig | None,
     advance: Callable[[int, int], None],
+    head: bool = False,
 ) -> Survey:
     """Look at every layer that the engine would quantize.
 
@@ -62,12 +64,13 @@ def survey(
         rounding: batches of token ids [rows, tokens], which a sample of each layer's rows is rounded for.
         weighing: other batches, which tell what that does to the predictions.
         advance: is told how many of how many steps are done.
+        head: whether the output layer is quantized, too.
 
     Raises:
         InputError: a model with fused experts, whose inputs are not seen, or whose numbers are not finite; a
-            group of more columns than a layer has.
+            group of more columns than a layer has; see `layers_to_plan` for the head.
     """
-    layers = layers_to_plan(model, engine)
+    layers = layers_to_plan(model, engine, head)
     _require_columns(layers, max(width.group_size for width in widths))
     turns = list(in_turns(layers, turn_bytes(model.device)))
     steps = iter(range(1, 10**9))
@@ -76,25 +79,32 @@ def survey(
     def step() -> None:
         advance(next(steps), total)
 
+    def run(batch: Tensor) -> None:
+        # nothing below the head needs it
+        part = model if head_among(turn) else model.base_model
+        part(input_ids=batch, use_cache=False)
+
+    tokens = torch.cat([batch.flatten() for batch in rounding])
     worths = {}
     for turn in turns:
-        for name, sample in _samples(turn, layer_inputs(model, turn, rounding, step), widths, config):
+        inputs = layer_inputs(model, turn, rounding, step, run)
+        for name, sample in _samples(turn, inputs, widths, config, tokens):
             worths[name] = Worth(sample.to(model.dtype))
             step()
     # with llm-compressor no layer of a block sees what the others' rounding has done
     seen_by_next = engine == "gptqmodel" and config is not None and config.aims_at_model
     undone = {name for name in layers if seen_by_next and goes_into_attention(name)}
     weigh(model, layers, worths, weighing, undone, step)
-    tokens = sum(batch.numel() for batch in weighing)
+    weighed = sum(batch.numel() for batch in weighing)
     candidates = {}
     for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
-        costs = worths[name].divergences(tokens) if name in worths else torch.zeros(len(widths))
+        costs = worths[name].divergences(weighed) if name in worths else torch.zeros(len(widths))
         _require_finite(name, costs)
         left = LEFT_BEFORE_ATTENTION if name in undone else 1.0
         candidates[name] = Candidate(shape_of(layer), tuple((left * costs).tolist()))
-    seen = tokens + sum(batch.numel() for batch in rounding)
-    return Survey(tuple(widths), candidates, rest_bytes(model, layers, engine, sym), seen)
+    rest = rest_bytes(model, layers, engine, sym)
+    return Survey(tuple(widths), candidates, rest, weighed + len(tokens))
 
 
 def _require_columns(layers: Layers, group_size: int) -> None:
@@ -112,8 +122,14 @@ def turn_bytes(device: torch.device) -> int:
     return TURN_BYTES if free is None else min(TURN_BYTES, free // 2)
 
 
-def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
-    """The linear layers that the engine quantizes: GPTQModel those of numbered blocks, llm-compressor all."""
+def layers_to_plan(model: PreTrainedModel, engine: str, head: bool = False) -> Layers:
+    """The linear layers that the engine quantizes: GPTQModel those of numbered blocks, llm-compressor all.
+
+    head: GPTQModel takes the output layer, too.
+
+    Raises:
+        InputError: fused experts, no linear layer, or a head that is the embeddings or no linear layer.
+    """
     experts = next((name for name, p in model.named_parameters() if p.ndim == EXPERTS_NDIM), None)
     if experts and experts.endswith("proj"):
         raise InputError(
@@ -125,7 +141,19 @@ def layers_to_plan(model: PreTrainedModel, engine: str) -> Layers:
         layers = {name: layer for name, layer in layers.items() if any(map(str.isdigit, name.split(".")))}
     if not layers:
         raise InputError(f"{model.name_or_path} has not one linear layer below its head")
-    return layers
+    return layers | _head(model) if head else layers
+
+
+def _head(model: PreTrainedModel) -> Layers:
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(head, nn.Linear):
+        raise InputError(f"--head: {model.name_or_path} has no linear output layer; leave out --head")
+    if head.weight is model.get_input_embeddings().weight:
+        raise InputError(
+            f"--head: the output layer of {model.name_or_path} is its embeddings, too, which no toolkit "
+            "quantizes for GPTQ; leave out --head"
+        )
+    return {name: head for name, module in model.named_modules() if module is head}
 
 
 def shape_of(layer: nn.Module) -> Shape:
@@ -188,7 +216,11 @@ def _backward(model: PreTrainedModel, rows: Tensor, generator: torch.Generator) 
 
 
 def _samples(
-    turn: Layers, inputs: list[LayerInput], widths: Sequence[Width], config: MagRConfig | None
+    turn: Layers,
+    inputs: list[LayerInput],
+    widths: Sequence[Width],
+    config: MagRConfig | None,
+    tokens: Tensor,
 ) -> Iterator[tuple[str, Sample]]:
     # taken out of the list, as a turn's Hessians are as many as there is memory for
     while inputs:
@@ -200,7 +232,11 @@ def _samples(
         if not hessian.diagonal().any():
             continue
         shrink_(hessian, shrinkage(hessian, given.tokens))
-        yield from zip(given.names, samples(weights, Shared(hessian), widths, config), strict=True)
+        of_rows = None
+        if head_among(given.names):
+            of_rows = tokens.bincount(minlength=len(weights[0])).to(hessian.device)
+        found = samples(weights, Shared(hessian), widths, config, frequency=of_rows)
+        yield from zip(given.names, found, strict=True)
 
 
 def _require_finite(name: str, *tensors: Tensor) -> None:

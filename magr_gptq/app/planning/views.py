@@ -23,7 +23,7 @@ MOST_KINDS = 12
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: its block's name and its own name in there."""
+    """Where a layer stands: its block's name and its own name in there; what is in no block is its own."""
 
     block: str
     kind: str
@@ -32,8 +32,10 @@ class Place:
     def of(cls, name: str) -> Place:
         """Experts of a mixture, which have one width, count as one."""
         parts = name.split(".")
-        numbered = (i for i, part in enumerate(parts) if part.isdigit() and EXPERTS not in parts[:i])
-        last = max(numbered, default=0)
+        numbered = [i for i, part in enumerate(parts) if part.isdigit() and EXPERTS not in parts[:i]]
+        if not numbered:
+            return cls(name, name)
+        last = max(numbered)
         kind = ".".join(part for part in parts[last + 1 :] if not part.isdigit())
         return cls(".".join(parts[: last + 1]), kind)
 

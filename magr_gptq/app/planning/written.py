@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magr_gptq.app.planning.alike import by_fused_name, pattern
+from magr_gptq.app.planning.alike import by_fused_name, head_among, pattern
 
 # of a layer: bits and group size
 Pair = Sequence[int]
 
 
 def dynamic_of(widths: Mapping[str, Pair], usual: Pair) -> dict[str, dict[str, int]]:
-    """GPTQModel's `dynamic`: what differs from the usual width, by patterns that match whole names alone."""
-    found = {}
+    """GPTQModel's `dynamic`: what differs from the usual width, by patterns that match whole names alone.
+
+    The output layer is always there: without a pattern GPTQModel gives it a width of its own choice.
+    """
+    found, head = {}, head_among(widths)
     for fused, names in by_fused_name(widths).items():
         alike = len({tuple(widths[name]) for name in names}) == 1
         units = {fused: names} if alike else {name: [name] for name in names}
         for unit, members in units.items():
             bits, group = widths[members[0]]
-            if (bits, group) != tuple(usual):
+            if (bits, group) != tuple(usual) or unit == head:
                 found[pattern(unit, members)] = {"bits": bits, "group_size": group}
     return found
 

@@ -125,7 +125,7 @@ def _quantize_config(job: Job, **options: Any) -> Any:
     if job.widths is not None:
         options["dynamic"] = dynamic_of(job.widths, (job.bits, job.group_size))
     return QuantizeConfig(
-        bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act,
+        bits=job.bits, group_size=job.group_size, sym=job.sym, desc_act=job.desc_act, lm_head=job.head,
         **{**options, **job.options},
     )  # fmt: skip
 

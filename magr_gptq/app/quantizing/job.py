@@ -19,6 +19,7 @@ class Job:
     cut: of `magr_score.windows.CUTS`, how the calibration windows begin.
     tune: fit scales, norms and biases afterwards, see `magr_gptq.app.tuning`.
     widths: of a plan, bits and group size by layer; `bits` and `group_size` are then those of most weights.
+    head: the output layer has a width, too.
     options: further settings of the toolkit's own config.
     trust_remote_code: run the Python code that the model folder brings.
     allow_pickle: load weights from pickle files, which can run code, too.
@@ -41,6 +42,7 @@ class Job:
     magr: dict[str, Any] | None = field(default_factory=dict)
     tune: bool = False
     widths: dict[str, tuple[int, int]] | None = None
+    head: bool = False
     options: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False
     allow_pickle: bool = False

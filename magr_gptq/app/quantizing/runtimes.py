@@ -60,6 +60,7 @@ class Runtime:
 
     roads: to it, the usual one first. seen: how that is known. positive: it takes no negative scale.
     fuses: it runs q, k and v as one layer, and gate and up, so that they must have one width.
+    head: it loads a quantized output layer.
     remedy: where there is no road, why, and what would do.
     """
 
@@ -67,6 +68,7 @@ class Runtime:
     seen: str = RUN
     positive: bool = False
     fuses: bool = False
+    head: bool = False
     remedy: str = ""
 
 
@@ -92,7 +94,9 @@ RUNTIMES = {
         ),
         seen=TESTED,
     ),
-    "gptqmodel": Runtime((Road("gptqmodel", mixed=ALL), Road("transformers"), Road("optimum")), seen=TESTED),
+    "gptqmodel": Runtime(
+        (Road("gptqmodel", mixed=ALL), Road("transformers"), Road("optimum")), seen=TESTED, head=True
+    ),
     "auto-gptq": Runtime((Road("auto-gptq"),), seen=TESTED),
     "vllm": Runtime(
         # it has dropped GPTQ of 2 and 3 bits (vllm-project/vllm#38288)
