@@ -262,7 +262,10 @@ MUTATIONS = [
     Mutation(
         "app/planning/undone.py", " and not re.search(AFTER_ATTENTION, layer)", "", "bits", "into_attention"
     ),
-    Mutation("app/planning/survey.py", "FIRST if name in undone else 0", "0", "bits", "into_attention"),
+    Mutation("app/planning/survey.py", "first_undone if seen_by_next else", "", "bits", "into_attention"),
+    Mutation(
+        "app/planning/undone.py", "0 if re.search(KEY, layer) else FIRST", "FIRST", "bits", "into_attention"
+    ),
     Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("app/planning/alike.py", "fuses or EXPERTS in", "fuses or layer in", "bits", "nothing_is_fused"),
     Mutation("app/planning/decide.py", "found.layers, fuses)", "found.layers)", "bits", "cost_less"),

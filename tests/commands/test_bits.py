@@ -299,7 +299,7 @@ def test_a_layer_is_weighed_by_what_comes_back_of_random_directions(first: int, 
     layer = layers_to_plan(loaded, "gptqmodel")[name]
     sampled, changes = torch.tensor([3, 77]), torch.randn(2, 2, layer.in_features)
     worth = Worth(Sample(sampled, 0, changes, foreseen=torch.ones(2, 128)))
-    weigh(loaded, {name: layer}, {name: worth}, rows.split(2), {name} if first else (), lambda: None)
+    weigh(loaded, {name: layer}, {name: worth}, rows.split(2), lambda _: first, lambda: None)
     assert not any(module._forward_hooks for module in loaded.modules())
     # the same directions, one batch at a time, by the gradient of what is added to the outputs
     squares, costs = torch.zeros(128, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
@@ -358,7 +358,9 @@ def test_a_turns_hessians_leave_half_of_what_is_free(free: int | None, taken: in
     assert survey_module.turn_bytes(torch.device("cpu")) == taken
 
 
-def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(model, monkeypatch) -> None:
+def test_first_tokens_and_what_goes_into_attention_count_less_where_later_layers_see_errors(
+    model, monkeypatch
+) -> None:
     def costs(engine: str, target: str) -> dict[str, float]:
         loaded = AutoModelForCausalLM.from_pretrained(model).float()
         found = survey(
@@ -372,14 +374,14 @@ def test_what_goes_into_attention_counts_less_where_later_layers_see_its_errors(
         costs("gptqmodel", "model"), costs("gptqmodel", "layer"), costs("llm-compressor", "model"),
     )  # fmt: skip
     assert unseen == pytest.approx(alone)
-    monkeypatch.setattr(survey_module, "FIRST", 0)
+    monkeypatch.setattr(survey_module, "first_undone", lambda _: 0)
     with_first = costs("gptqmodel", "model")
     for name in NAMES:
         before = name.endswith(("q_proj", "k_proj", "v_proj"))
         assert with_first[name] == pytest.approx((LEFT_BEFORE_ATTENTION if before else 1.0) * alone[name])
-        # the query of a first token has one key, so that it changes nothing
-        with_fewer = name.endswith(("k_proj", "v_proj"))
-        assert seen[name] < with_first[name] if with_fewer else seen[name] == pytest.approx(with_first[name])
+        # the query of a first token has one key, so that it changes nothing; its key counts
+        same = name.endswith(("q_proj", "k_proj"))
+        assert seen[name] == pytest.approx(with_first[name]) if same else seen[name] < with_first[name]
 
 
 @pytest.mark.parametrize(("options", "groups"), [((), {128, -1}), (("--group-size", 64), {64, -1})])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -25,7 +25,7 @@ from magr_gptq.app.inspecting.hessians import (
 from magr_gptq.app.planning.alike import head_among
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
-from magr_gptq.app.planning.undone import FIRST, LEFT_BEFORE_ATTENTION, goes_into_attention
+from magr_gptq.app.planning.undone import LEFT_BEFORE_ATTENTION, first_undone, goes_into_attention
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
@@ -93,15 +93,14 @@ def survey(
             step()
     # with llm-compressor no layer of a block sees what the others' rounding has done
     seen_by_next = engine == "gptqmodel" and config is not None and config.aims_at_model
-    undone = {name for name in layers if seen_by_next and goes_into_attention(name)}
-    weigh(model, layers, worths, weighing, undone, step)
+    weigh(model, layers, worths, weighing, first_undone if seen_by_next else lambda _: 0, step)
     weighed = sum(batch.numel() for batch in weighing)
     candidates = {}
     for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
         costs = worths[name].divergences(weighed) if name in worths else torch.zeros(len(widths))
         _require_finite(name, costs)
-        left = LEFT_BEFORE_ATTENTION if name in undone else 1.0
+        left = LEFT_BEFORE_ATTENTION if seen_by_next and goes_into_attention(name) else 1.0
         candidates[name] = Candidate(shape_of(layer), tuple((left * costs).tolist()))
     rest = rest_bytes(model, layers, engine, sym)
     return Survey(tuple(widths), candidates, rest, weighed + len(tokens))
@@ -175,7 +174,7 @@ def weigh(
     layers: Layers,
     worths: Mapping[str, Worth],
     batches: Sequence[Tensor],
-    undone: Collection[str],
+    first: Callable[[str], int],
     step: Callable[[], None],
 ) -> None:
     """Add what the batches tell about every sample: see `magr_gptq.allocation.worth`.
@@ -183,11 +182,11 @@ def weigh(
     g is what comes back of a `random_direction` of each token's prediction. No weight's gradient is computed.
 
     Args:
-        undone: the layers whose first tokens in a window are left out, see `magr_gptq.app.planning.undone`.
+        first: by a layer's name, so many tokens of a window are left out; see `first_undone`.
     """
     model.requires_grad_(False)
     handles = [
-        layers[name].register_forward_hook(partial(_watch, worth, FIRST if name in undone else 0))
+        layers[name].register_forward_hook(partial(_watch, worth, first(name)))
         for name, worth in worths.items()
     ]
     embeddings = model.get_input_embeddings()
