@@ -539,29 +539,6 @@ def test_the_output_layer_has_bits_if_asked_and_so_in_a_plan(model: Path, worker
     assert "--head: sglang loads no quantized output layer; it is for gptqmodel alone" in output
 
 
-HEADS_REFUSED = {
-    "alone": ([], "--head belongs to --avg-bits or --size; a plan has the output layer's bits, or none"),
-    "another engine": (
-        ["--avg-bits", "3", "--engine", "llm-compressor"], "--head: llm-compressor leaves the output layer",
-    ),
-    "another runtime": (["--avg-bits", "3", "--for", "sglang"], "--head: sglang loads no quantized output"),
-    "tuned": (["--avg-bits", "3", "--tune"], "--tune takes no quantized output layer"),
-}  # fmt: skip
-
-
-@NEEDS_GPTQMODEL
-@pytest.mark.parametrize(("options", "message"), HEADS_REFUSED.values(), ids=HEADS_REFUSED)
-def test_what_takes_no_quantized_head_says_so_before_any_work(
-    options: list[str], message: str, model: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(quantize_module, "Worker", _never)
-    monkeypatch.setattr(planner, "Child", _never)
-    code, output = call("quantize", model, *GIVEN, "--out", "out", "--head", *options)
-    assert code == 2, output
-    assert message in output
-    assert not Path("out").exists()
-
-
 def test_a_head_that_is_the_embeddings_is_refused_by_name(tmp_path: Path, planning) -> None:
     tied = save_tiny_model("gpt2", tmp_path / "tied")
     code, output = inspect(tied, "--avg-bits", 3, "--head", "--plan", "plan.json")
@@ -634,6 +611,14 @@ REFUSED = {
     "no groups": (["--size", "1MB", "--group-sizes", "64,all"], "--group-sizes 64,all: give positive"),
     "groups of none": (["--avg-bits", "3", "--group-sizes", "0"], "--group-sizes 0: give positive numbers"),
     "groups alone": (["--group-sizes", "64"], "--group-sizes 64 belongs to --avg-bits or --size"),
+    "a head alone": (["--head"], "--head belongs to --avg-bits or --size; a plan has the output layer's"),
+    "a head of an engine": (
+        ["--avg-bits", "3", "--head", "--engine", "llm-compressor"], "--head: llm-compressor leaves",
+    ),
+    "a head for a runtime": (
+        ["--avg-bits", "3", "--head", "--for", "sglang"], "--head: sglang loads no quantized output layer",
+    ),
+    "a tuned head": (["--avg-bits", "3", "--head", "--tune"], "--tune takes no quantized output layer"),
     "no plan": (["--plan", "absent.json"], "--plan absent.json cannot be read"),
     "a runtime of one width": (
         ["--avg-bits", "3", "--for", "onnxruntime"], "--for onnxruntime: layers of several widths load there",
