@@ -511,6 +511,11 @@ def test_each_layer_takes_one_of_several_group_sizes(
     assert loaded["difference"] < 1e-3
 
 
+def test_the_output_layer_has_a_pattern_also_where_it_has_the_usual_width() -> None:
+    widths = dict.fromkeys([*NAMES, "lm_head"], (2, 64))
+    assert dynamic_of(widths, (2, 64)) == {"^lm_head$": {"bits": 2, "group_size": 64}}
+
+
 @NEEDS_GPTQMODEL
 def test_the_output_layer_has_bits_if_asked_and_so_in_a_plan(model: Path, worker: Worker, planning) -> None:
     code, output = quantize(model, "--avg-bits", 3.2, "--head")
