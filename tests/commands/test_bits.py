@@ -541,7 +541,7 @@ def test_the_output_layer_has_bits_if_asked_and_so_in_a_plan(model: Path, worker
     assert BitPlan.read(Path("again", "bits.json")).widths == plan.widths
     code, output = call("quantize", model, *GIVEN, "--out", "third", "--plan", "plan.json", "--for", "sglang")
     assert code == 2
-    assert "--head: sglang loads no quantized output layer; it is for gptqmodel alone" in output
+    assert "--plan plan.json has an output layer: sglang loads no quantized output layer" in output
 
 
 def test_a_head_that_is_the_embeddings_is_refused_by_name(tmp_path: Path, planning) -> None:

@@ -109,7 +109,7 @@ class Sizing:
             InputError: a plan that this job can't have; a quantized output layer that something can't take.
         """
         job = replace(job, head=self.head)
-        _require_head_taken(job)
+        _require_head_taken(job, "--head")
         self.plan = self._read(self.file, job, log) if self.file else self._made(job, log, kept)
         return self.plan
 
@@ -155,22 +155,25 @@ class Sizing:
                 f"--plan {path} has layers of {foreign[0]} bits, and --for {job.runtime} loads "
                 f"{', '.join(map(str, self.bits))} side by side"
             )
-        _require_head_taken(replace(job, head=plan.head is not None))
+        _require_head_taken(replace(job, head=plan.head is not None), f"--plan {path} has an output layer")
         require_fitting(plan, job, log)
         return plan
 
 
-def _require_head_taken(job: Job) -> None:
-    """InputError where the output layer is to be quantized, and something does not take that."""
+def _require_head_taken(job: Job, asked: str) -> None:
+    """InputError where the output layer is to be quantized, and something does not take that.
+
+    asked: which option asks for it.
+    """
     if not job.head:
         return
     if job.engine != HEAD_ENGINE:
-        raise InputError(f"--head: {job.engine} leaves the output layer as it is; use --engine {HEAD_ENGINE}")
+        raise InputError(f"{asked}: {job.engine} leaves that layer as it is; use --engine {HEAD_ENGINE}")
     if job.runtime is not None and not RUNTIMES[job.runtime].head:
         able = " or ".join(name for name, runtime in RUNTIMES.items() if runtime.head)
-        raise InputError(f"--head: {job.runtime} loads no quantized output layer; it is for {able} alone")
+        raise InputError(f"{asked}: {job.runtime} loads no quantized output layer; it is for {able} alone")
     if job.tune:
-        raise InputError("--tune takes no quantized output layer; leave out --head or --tune")
+        raise InputError(f"{asked}: --tune takes no quantized output layer; leave out one of the two")
 
 
 def _group_sizes(text: str) -> tuple[int, ...]:
