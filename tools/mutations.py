@@ -260,11 +260,7 @@ MUTATIONS = [
     ),
     Mutation("allocation/fisher.py", "p.sqrt()", "p.clone()", "allocation", "fisher"),
     Mutation(
-        "app/planning/undone.py", " and not re.search(AFTER_ATTENTION, layer)", "", "bits", "into_attention"
-    ),
-    Mutation("app/planning/survey.py", "first_undone if seen_by_next else", "", "bits", "into_attention"),
-    Mutation(
-        "app/planning/undone.py", "0 if re.search(KEY, layer) else FIRST", "FIRST", "bits", "into_attention"
+        "allocation/worth.py", "(1 + products / torch", "(1 + 0 * products / torch", "allocation", "held_down"
     ),
     Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("app/planning/alike.py", "fuses or EXPERTS in", "fuses or layer in", "bits", "nothing_is_fused"),

@@ -12,6 +12,11 @@ uncorrelated. K-FAC takes errors and gradients as independent, too (J. Martens a
 are not: where a token is loud its errors are large, and its gradient is small. So each token has its own
 product here. The tokens are others than those that the rows are rounded for, as rounding fits its codes to
 those. A sample of rows is rounded (`allocation.sample`), and stands for the others.
+
+A few tokens have most of that sum, as it grows with the square of an error. The divergence doesn't: where an
+error is large it grows as the error, and later layers undo what is alike in all windows, such as that of
+their first token. Nor do few tokens tell much of others. So a token's product c counts c/(1 + c/(32·c̄)),
+with the layer's mean c̄: about c where it is as others are, and never more than 32·c̄ (eval/studies/bits).
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+# times the layer's mean: what a token counts at most
+LOUDEST = 32
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,17 @@ class Sample:
 
 
 class Worth:
-    """What a sample's changes do to the predictions, summed over tokens; see the top of this file.
+    """What a sample's changes do to the predictions, token by token; see the top of this file.
 
-    squares: Σ g² of every output, [out] float32. costs: Σ g_r²·(Δ_r x)² over tokens, [widths, sampled]
-    float64.
+    squares: Σ g² of every output over tokens, [out] float32.
     """
 
     def __init__(self, sample: Sample) -> None:
         self.sample = sample
         widths, outputs = sample.foreseen.shape
         self.squares = sample.foreseen.new_zeros(outputs)
-        self.costs = sample.foreseen.new_zeros(widths, len(sample.rows), dtype=torch.float64)
+        # of each batch, of the outliers and of the others, [2, tokens, widths]
+        self._products = [sample.foreseen.new_zeros(2, 0, widths)]
 
     def moved(self, inputs: Tensor) -> Tensor:
         """Δx of the sampled rows at every width, [tokens, widths, sampled], for x [..., in]."""
@@ -72,7 +80,9 @@ class Worth:
         """Tokens whose outputs move so, with the gradient g at all outputs, [..., out]."""
         squares = gradient.flatten(0, -2).float().square()
         self.squares += squares.sum(0)
-        self.costs += (moved.float().square() * squares[:, None, self.sample.rows]).sum(0).double()
+        products = moved.float().square() * squares[:, None, self.sample.rows]
+        parts = products.tensor_split([self.sample.outliers], 2)
+        self._products.append(torch.stack([part.sum(2) for part in parts]))
 
     def divergences(self, tokens: int) -> Tensor:
         """What is expected with this layer alone rounded, in nats a token: [widths] float64.
@@ -86,5 +96,12 @@ class Worth:
         foreseen[:, outliers] = 0
         # no gradient may reach the sampled rows; NaN stays NaN
         share = torch.where(sampled == 0, 1.0, foreseen.sum(1) / sampled)
-        own, spoken_for = (part.sum(1) for part in self.costs.tensor_split([self.sample.outliers], 1))
-        return ((own + spoken_for * share) / (2 * tokens)).cpu()
+        own, spoken_for = torch.cat(self._products, 1).double()
+        return (loud_limited(own + spoken_for * share).sum(0) / (2 * tokens)).cpu()
+
+
+def loud_limited(products: Tensor) -> Tensor:
+    """c/(1 + c/(32·mean c)) for c ≥ 0, [tokens, ...], with the mean over tokens."""
+    most = LOUDEST * products.mean(0)
+    # where all are 0; NaN stays NaN
+    return products / (1 + products / torch.where(most == 0, 1.0, most))

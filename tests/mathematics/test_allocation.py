@@ -7,6 +7,8 @@ import random
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from problems import hessian_of, weight_of
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from magr_gptq.allocation.allocate import Item, allocate
 from magr_gptq.allocation.columns import round_columns
 from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.sample import SAMPLED_ROWS, Shared, samples
-from magr_gptq.allocation.worth import Width, Worth
+from magr_gptq.allocation.worth import LOUDEST, Width, Worth, loud_limited
 from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.penalty import conditional_variances
 
@@ -131,14 +133,33 @@ def expected_divergences(
     return torch.stack(found)
 
 
-def test_with_all_rows_the_cost_is_half_the_mean_of_every_tokens_error_times_gradient() -> None:
+def limited(products: Tensor) -> float:
+    """The mean over tokens with the loudest held down, one token at a time."""
+    mean = float(products.mean())
+    return sum(c / (1 + c / (LOUDEST * mean)) for c in products.tolist()) / len(products)
+
+
+def test_with_all_rows_the_cost_is_half_of_every_tokens_error_times_gradient_the_loudest_held_down() -> None:
     weight, shared = weight_of(24, 64), Shared(hessian_of(64) / TOKENS)
     inputs, (gradient,) = tokens(64, [24])
     (found,) = expected_divergences([weight], WIDTHS, None)
     for width, cost in zip(WIDTHS, found, strict=True):
         change = gptq_round(weight, shared.factor, width.bits, width.group_size) - weight
         each = (inputs.double() @ change.double().T).square() * gradient.double().square()
-        assert float(cost) == pytest.approx(0.5 * float(each.sum(1).mean()), rel=0.1)
+        assert float(cost) == pytest.approx(0.5 * limited(each.sum(1)), rel=0.1)
+
+
+@given(st.integers(2, 200), st.floats(1.0, 1e6), st.floats(1e-12, 1e12))
+def test_one_token_counts_no_more_than_so_many_means_and_others_as_they_are(
+    count: int, loud: float, unit: float
+) -> None:
+    products = torch.ones(count, 1, dtype=torch.float64)
+    products[0] = loud
+    found, mean = loud_limited(products), float(products.mean())
+    assert float(found[0]) <= LOUDEST * mean
+    # others lose what they are of so many means, and a token as all are a thirty-third
+    assert torch.allclose(found[1:], torch.tensor(1 / (1 + 1 / (LOUDEST * mean)), dtype=torch.float64))
+    assert torch.allclose(loud_limited(unit * products), unit * found)
 
 
 def test_a_sample_of_rows_speaks_for_all() -> None:

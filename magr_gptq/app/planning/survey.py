@@ -25,7 +25,6 @@ from magr_gptq.app.inspecting.hessians import (
 from magr_gptq.app.planning.alike import head_among
 from magr_gptq.app.planning.found import Candidate, Survey
 from magr_gptq.app.planning.sizes import LAYOUTS, Shape, header_bytes
-from magr_gptq.app.planning.undone import LEFT_BEFORE_ATTENTION, first_undone, goes_into_attention
 from magr_gptq.config import MagRConfig
 from magr_gptq.errors import InputError
 from magr_gptq.reduction.shrinkage import shrink_, shrinkage
@@ -91,17 +90,14 @@ def survey(
         for name, sample in _samples(turn, inputs, widths, config, tokens):
             worths[name] = Worth(sample.to(model.dtype))
             step()
-    # with llm-compressor no layer of a block sees what the others' rounding has done
-    seen_by_next = engine == "gptqmodel" and config is not None and config.aims_at_model
-    weigh(model, layers, worths, weighing, first_undone if seen_by_next else lambda _: 0, step)
+    weigh(model, layers, worths, weighing, step)
     weighed = sum(batch.numel() for batch in weighing)
     candidates = {}
     for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
         costs = worths[name].divergences(weighed) if name in worths else torch.zeros(len(widths))
         _require_finite(name, costs)
-        left = LEFT_BEFORE_ATTENTION if seen_by_next and goes_into_attention(name) else 1.0
-        candidates[name] = Candidate(shape_of(layer), tuple((left * costs).tolist()))
+        candidates[name] = Candidate(shape_of(layer), tuple(costs.tolist()))
     rest = rest_bytes(model, layers, engine, sym)
     return Survey(tuple(widths), candidates, rest, weighed + len(tokens))
 
@@ -174,21 +170,14 @@ def weigh(
     layers: Layers,
     worths: Mapping[str, Worth],
     batches: Sequence[Tensor],
-    first: Callable[[str], int],
     step: Callable[[], None],
 ) -> None:
     """Add what the batches tell about every sample: see `magr_gptq.allocation.worth`.
 
     g is what comes back of a `random_direction` of each token's prediction. No weight's gradient is computed.
-
-    Args:
-        first: by a layer's name, so many tokens of a window are left out; see `first_undone`.
     """
     model.requires_grad_(False)
-    handles = [
-        layers[name].register_forward_hook(partial(_watch, worth, first(name)))
-        for name, worth in worths.items()
-    ]
+    handles = [layers[name].register_forward_hook(partial(_watch, worth)) for name, worth in worths.items()]
     embeddings = model.get_input_embeddings()
     handles.append(embeddings.register_forward_hook(lambda _m, _i, output: output.requires_grad_()))
     generator = torch.Generator(model.device).manual_seed(SIGN_SEED)
@@ -201,10 +190,9 @@ def weigh(
             handle.remove()
 
 
-def _watch(worth: Worth, first: int, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-    tokens = slice(first, None)
-    moved = worth.moved(inputs[0][..., tokens, :])
-    output.register_hook(lambda gradient: worth.add(moved, gradient[..., tokens, :]))  # type: ignore[no-untyped-call]
+def _watch(worth: Worth, _module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    moved = worth.moved(inputs[0])
+    output.register_hook(partial(worth.add, moved))  # type: ignore[no-untyped-call]
 
 
 @torch.enable_grad()
