@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,10 +12,10 @@ from torch import Tensor
 from magr_gptq.allocation.columns import round_columns
 from magr_gptq.allocation.worth import Sample, Width
 from magr_gptq.config import Candidate, MagRConfig, Plan
+from magr_gptq.reduction.admm import Admm
 from magr_gptq.reduction.factorization import Factorization
-from magr_gptq.reduction.groups import group_views
-from magr_gptq.reduction.hessian import shifted_cholesky
-from magr_gptq.reduction.penalty import DAMPING
+from magr_gptq.reduction.hessian import ScaledHessian, shifted_cholesky
+from magr_gptq.reduction.penalty import DAMPING, derived_penalty
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import prepare
 from magr_gptq.rounding.rounded import Rounded
@@ -25,55 +27,34 @@ SAMPLED_ROWS = 48
 OUTLIER_SHARE = 4
 # the most bits for which they are reduced before
 REDUCED_BITS = 4
+# of ADMM: two more bring a cost down by 1 % at most, and take a sixth of a sample's time
+MOST_ITERATIONS = 2
 
 
 class Shared:
     """What layers with one input share: its Hessian, H = E[xxᵀ], [in, in] float32, and what is made of it.
 
-    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, [in, in].
+    variances: 1/Uᵢᵢ² of `conditional_variances`, [in]. factor: U, upper triangular, with UᵀU = (H + dI)⁻¹.
     """
 
     def __init__(self, hessian: Tensor) -> None:
         self.hessian = hessian
         shift = DAMPING * hessian.diagonal().mean()[None]
-        damped, _ = shifted_cholesky(hessian.clone, shift)
-        self.factor = torch.linalg.cholesky(torch.cholesky_inverse(damped), upper=True)
-        self.variances = self.factor.diagonal().pow(-2)
-        self._made: Factorization | None = None
+        reversed_root, _ = shifted_cholesky(lambda: hessian.flip(-2, -1), shift)
+        # H + dI = RRᵀ with an upper R, so that U = R⁻¹
+        root = reversed_root.flip(-2, -1)
+        self.variances = root.diagonal().square()
+        self.factor = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=True)
 
-    def factorization(self, make: Callable[[], Factorization]) -> Factorization:
-        """As `reduce_each` asks for it: made once."""
-        if self._made is None:
-            self._made = make()
+    def factorization(self, _make: Callable[[], Factorization]) -> Factorization:
+        """As `reduce_each` asks for it: made once, of the variances that are there."""
         return self._made
 
-
-def rounding_error(
-    weight: Tensor, variances: Tensor, *, bits: int, group_size: int = -1, beta: float = 1.0
-) -> Tensor:
-    """The squared output error that GPTQ is expected to make on every row, [out].
-
-        Σ_g Σ_{i∈g} eᵢ²/Uᵢᵢ²,   eᵢ² = δ_g²/12                   where |wᵢ| ≤ βm,   m = max |w_g|
-                                eᵢ² = (|wᵢ| − βm + δ_g/2)²      beyond, where wᵢ is clipped
-
-    with δ_g = 2βm/(2ᵇ − 1), the step of a grid that spans ±βm. GPTQ's loss is the sum of
-    its squared rounding errors over Uᵢᵢ², exactly; that they are uniform on ±δ/2 is assumed.
-
-    Args:
-        weight: what is rounded, [out, in].
-        variances: 1/Uᵢᵢ² as `conditional_variances` gives them, [in].
-        beta: factor on the quantization step.
-    """
-    total = weight.new_zeros(len(weight))
-    groups = zip(group_views(weight, group_size), group_views(variances[None], group_size), strict=True)
-    for view, weights in groups:
-        magnitudes = view.abs()
-        edge = beta * magnitudes.amax(-1, keepdim=True)
-        step = 2 * edge / (2**bits - 1)
-        clipped = (magnitudes - edge + step / 2).square()
-        errors = torch.where(magnitudes > edge, clipped, step.square() / 12)
-        total += (errors * weights).sum((1, 2))
-    return total
+    @cached_property
+    def _made(self) -> Factorization:
+        hessian = ScaledHessian(self.hessian)
+        variances = (self.variances / hessian.unit).float()
+        return Factorization(variances, Admm.of(hessian, variances))
 
 
 @torch.no_grad()
@@ -106,7 +87,7 @@ def samples(
     return [
         Sample(
             place, _outliers(len(place)), part,
-            torch.stack([_foreseen(weight, shared, width) for width in widths]),
+            torch.stack([foreseen_error(weight, shared.variances, width) for width in widths]),
         )
         for weight, place, part in zip(weights, places, parts, strict=True)
     ]  # fmt: skip
@@ -128,15 +109,22 @@ def _outliers(count: int) -> int:
     return count // OUTLIER_SHARE
 
 
-def _foreseen(weight: Tensor, shared: Shared, width: Width) -> Tensor:
-    return rounding_error(weight, shared.variances, bits=width.bits, group_size=width.group_size)
+def foreseen_error(weight: Tensor, variances: Tensor, width: Width) -> Tensor:
+    """The squared output error that GPTQ is expected to make on every row, [out]; see `derived_penalty`.
+
+    Σ_g δ_g²/12·Σ_{i∈g} 1/Uᵢᵢ²,   δ_g = 2·max |w_g|/(2ᵇ − 1)
+    """
+    # the penalty is half of its strength times that
+    return derived_penalty(variances, width.bits, width.group_size, strength=2.0).value(weight)
 
 
 def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
     plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
     plan = (config or plain).resolve(bits, group_size)
     # at 8 bits a layer costs next to nothing, reduced or not
-    return plan.only(Candidate.PLAIN) if config is None or bits > REDUCED_BITS else plan
+    if config is None or bits > REDUCED_BITS:
+        return plan.only(Candidate.PLAIN)
+    return plan if plan.proximal else replace(plan, iterations=min(plan.iterations, MOST_ITERATIONS))
 
 
 def _changes(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> Tensor:

@@ -44,7 +44,7 @@ class Sample:
 
     rows: their places, [sampled] int64. outliers: so many of the first stand for themselves alone; the others
     stand for all that were not taken, too. changes: Δ of each, [widths, sampled, in].
-    foreseen: `rounding_error` of all rows, [widths, out].
+    foreseen: `foreseen_error` of all rows, [widths, out].
     """
 
     rows: Tensor
@@ -88,7 +88,7 @@ class Worth:
         """What is expected with this layer alone rounded, in nats a token: [widths] float64.
 
         What the sample costs, without its outliers, stands for all rows but those, in proportion to
-        Σ_r E[g_r²]·`rounding_error`_r.
+        Σ_r E[g_r²]·`foreseen_error`_r.
         """
         foreseen = (self.sample.foreseen * self.squares).double()
         outliers, others = self.sample.rows.tensor_split([self.sample.outliers])

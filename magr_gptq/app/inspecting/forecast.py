@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magr_gptq.allocation.sample import rounding_error
 from magr_gptq.config import MagRConfig
+from magr_gptq.reduction.groups import group_views
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.reduction.penalty import conditional_variances
 from magr_gptq.reduction.solver import reduce
@@ -103,6 +103,34 @@ def spread(values: list[float]) -> dict[str, float]:
 def output_energy(weight: Tensor, hessian: Tensor) -> float:
     """tr(W H Wᵀ), the sum of the layer's squared outputs."""
     return float(squared_norm(weight, hessian).sum())
+
+
+def rounding_error(
+    weight: Tensor, variances: Tensor, *, bits: int, group_size: int = -1, beta: float = 1.0
+) -> Tensor:
+    """The squared output error that GPTQ is expected to make on every row, [out].
+
+        Σ_g Σ_{i∈g} eᵢ²/Uᵢᵢ²,   eᵢ² = δ_g²/12                   where |wᵢ| ≤ βm,   m = max |w_g|
+                                eᵢ² = (|wᵢ| − βm + δ_g/2)²      beyond, where wᵢ is clipped
+
+    with δ_g = 2βm/(2ᵇ − 1), the step of a grid that spans ±βm. GPTQ's loss is the sum of
+    its squared rounding errors over Uᵢᵢ², exactly; that they are uniform on ±δ/2 is assumed.
+
+    Args:
+        weight: what is rounded, [out, in].
+        variances: 1/Uᵢᵢ² as `conditional_variances` gives them, [in].
+        beta: factor on the quantization step.
+    """
+    total = weight.new_zeros(len(weight))
+    groups = zip(group_views(weight, group_size), group_views(variances[None], group_size), strict=True)
+    for view, weights in groups:
+        magnitudes = view.abs()
+        edge = beta * magnitudes.amax(-1, keepdim=True)
+        step = 2 * edge / (2**bits - 1)
+        clipped = (magnitudes - edge + step / 2).square()
+        errors = torch.where(magnitudes > edge, clipped, step.square() / 12)
+        total += (errors * weights).sum((1, 2))
+    return total
 
 
 def predicted_loss(
