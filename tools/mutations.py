@@ -272,6 +272,8 @@ MUTATIONS = [
     Mutation("app/planning/survey.py", "model if head_among(turn) else", "", "bits", "most_frequent"),
     Mutation("app/planning/planner.py", "(job.group_size, -1)", "(job.group_size,)", "bits", "its_size"),
     Mutation("app/planning/planner.py", " or size == largest", "", "bits", "most_bits"),
+    Mutation("allocation/sample.py", "(self.variances / hessian.unit)", "self.variances", "allocation"),
+    Mutation("allocation/sample.py", "min(plan.iterations, MOST_ITERATIONS)", "4", "allocation"),
     Mutation("allocation/sample.py", " or bits > REDUCED_BITS", "", "allocation", "next_to_nothing"),
     Mutation("app/planning/written.py", "if alike else", "if True else", "bits", "dynamic"),
     Mutation("app/tuning/tuning.py", "min(PASSES * a_pass, MOST_STEPS)", "PASSES * a_pass", "tune", "thrice"),

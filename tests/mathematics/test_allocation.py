@@ -20,6 +20,7 @@ from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.sample import SAMPLED_ROWS, Shared, samples
 from magr_gptq.allocation.worth import LOUDEST, Width, Worth, loud_limited
 from magr_gptq.reduction.factorization import Factorization
+from magr_gptq.reduction.hessian import ScaledHessian
 from magr_gptq.reduction.penalty import conditional_variances
 
 
@@ -99,9 +100,14 @@ def test_columns_are_rounded_as_the_reference_rounds_them(bits: int, group_size:
     assert found.group_of.tolist() == [i // (200 if group_size == -1 else group_size) for i in range(200)]
 
 
-def test_the_variances_are_those_of_the_penalty() -> None:
-    hessian = hessian_of(64)
-    torch.testing.assert_close(Shared(hessian).variances, conditional_variances(hessian), rtol=1e-3, atol=0.0)
+def test_what_layers_share_is_that_of_a_reduction_and_of_gptq() -> None:
+    hessian = 1000 * hessian_of(64)
+    shared = Shared(hessian)
+    torch.testing.assert_close(shared.variances, conditional_variances(hessian), rtol=1e-3, atol=0.0)
+    expected = inverse_factor(hessian.double())
+    torch.testing.assert_close(shared.factor.double(), expected, rtol=1e-3, atol=1e-3 * float(expected.max()))
+    scaled = Factorization.of(ScaledHessian(hessian))
+    torch.testing.assert_close(shared.factorization(None).variances, scaled.variances, rtol=1e-3, atol=0.0)
 
 
 TOKENS = 256
@@ -203,6 +209,16 @@ def test_what_costs_next_to_nothing_is_not_reduced() -> None:
     samples([weight_of(24, 64)], Unreduced(hessian_of(64)), [Width(8)], MagRConfig())
     with pytest.raises(AssertionError, match="reduced"):
         samples([weight_of(24, 64)], Unreduced(hessian_of(64)), [Width(8), Width(4)], MagRConfig())
+
+
+def test_a_sample_is_reduced_in_two_iterations_at_most() -> None:
+    def changes(iterations: int | None) -> Tensor:
+        shared = Shared(hessian_of(64))
+        (found,) = samples([weight_of(24, 64)], shared, [Width(2)], MagRConfig(iterations=iterations))
+        return found.changes
+
+    assert changes(None).equal(changes(2))
+    assert not changes(1).equal(changes(2))
 
 
 def test_more_bits_and_smaller_groups_cost_less() -> None:
