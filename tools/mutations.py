@@ -259,9 +259,7 @@ MUTATIONS = [
         "allocation/fisher.py", "direction.sub_(p.mul_", "direction.add_(p.mul_", "allocation", "fisher"
     ),
     Mutation("allocation/fisher.py", "p.sqrt()", "p.clone()", "allocation", "fisher"),
-    Mutation(
-        "allocation/worth.py", "(1 + products / torch", "(1 + 0 * products / torch", "allocation", "held_down"
-    ),
+    Mutation("allocation/worth.py", "range(STEPS)", "range(1)", "allocation", "so_many_means"),
     Mutation("app/planning/survey.py", "rows[~weighs], rows[weighs]", "rows, rows", "bits", "third_window"),
     Mutation("app/planning/alike.py", "fuses or EXPERTS in", "fuses or layer in", "bits", "nothing_is_fused"),
     Mutation("app/planning/decide.py", "found.layers, fuses)", "found.layers)", "bits", "cost_less"),
