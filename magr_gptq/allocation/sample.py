@@ -110,11 +110,13 @@ def _outliers(count: int) -> int:
 
 
 def foreseen_error(weight: Tensor, variances: Tensor, width: Width) -> Tensor:
-    """The squared output error that GPTQ is expected to make on every row, [out]; see `derived_penalty`.
+    """The squared output error that GPTQ is expected to make on every row, [out].
 
-    Σ_g δ_g²/12·Σ_{i∈g} 1/Uᵢᵢ²,   δ_g = 2·max |w_g|/(2ᵇ − 1)
+        Σ_g δ_g²/12·Σ_{i∈g} 1/Uᵢᵢ²,   δ_g = 2·max |w_g|/(2ᵇ − 1)
+
+    It is what `derived_penalty` is made of: γ of strength 1, times ‖w_g‖∞².
     """
-    # the penalty is half of its strength times that
+    # the penalty has a half of it
     return derived_penalty(variances, width.bits, width.group_size, strength=2.0).value(weight)
 
 
