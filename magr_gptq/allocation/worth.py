@@ -15,8 +15,8 @@ those. A sample of rows is rounded (`allocation.sample`), and stands for the oth
 
 A few tokens have much of that sum, as it grows with the square of an error: more nats than any prediction
 moves by. Later layers undo what is alike in all windows, such as the error of their first token, and few
-tokens tell little of others. So a token's product c counts c/(1 + c/(32·m)), where m is the mean of just that:
-about c where it is as others are, and never more than 32·m (eval/studies/bits).
+tokens tell little of others. So a token's product c counts c/(1 + c/(32·m)), where m is the mean of just
+that: about c where it is as others are, and never more than 32·m (eval/studies/bits).
 """
 
 from __future__ import annotations
