@@ -108,7 +108,8 @@ def limited_mean(products: Tensor) -> Tensor:
 
         m = mean of c/(1 + c/(32·m))
 
-    From above, as one token of thousands of means must not set its own limit. 0 where too few are above 0.
+    From above, as one token of thousands of means must not set its own limit. It goes to 0 where less than
+    one in 32 tokens costs anything.
     """
     count = max(1, len(products))
     mean = products.sum(0) / count
