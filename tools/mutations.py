@@ -128,9 +128,8 @@ MUTATIONS = [
         "hessian[block, block.stop :], alpha=-0.5",
         "refine",
     ),
-    Mutation(
-        "rounding/scales.py", "vecdot(signal, quantized)", "vecdot(quantized @ hessian, quantized)", "refine"
-    ),
+    Mutation("rounding/scales.py", "(1 + kappa) / (1 + kappa * slope)", "1 / slope", "refine"),
+    Mutation("rounding/scales.py", "(1 + kappa) / (1 + kappa * slope)", "1 + 0 * slope", "refine"),
     Mutation(
         "rounding/scales.py",
         "gram[:, group, group:] = gram[:, group:, group] =",
@@ -149,7 +148,7 @@ MUTATIONS = [
         "pass",
         "numerics",
     ),
-    Mutation("rounding/scales.py", "gain <= LARGEST", "gain <= 1e9", "refine"),
+    Mutation("rounding/scales.py", "gain < LARGEST", "gain < 1e9", "refine"),
     Mutation("rounding/step.py", "top / (top - rise)", "1.0", "grid"),
     Mutation("rounding/step.py", "zero + rise", "zero", "grid"),
     Mutation("rounding/kept.py", "other.criterion < self", "other.criterion > self", "layer"),

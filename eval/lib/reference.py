@@ -18,7 +18,7 @@ from magr_gptq import MagRConfig
 from magr_gptq.config import Candidate
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.choice import criterion
-from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
+from magr_gptq.rounding.scales import balanced_gain, fitted_factors
 from magr_gptq.rounding.sweep import coordinate_descent
 
 TOLERANCE = 1e-4
@@ -128,9 +128,7 @@ def _fitted(
     kept: Tensor, step: Tensor, group_of: Tensor, original: Tensor, hessian: Tensor
 ) -> tuple[Tensor, Tensor]:
     """On scales of least loss, a group's and then the row's."""
-    groups = step.shape[1]
-    if groups > 1:
-        factors = fitted_factors(original @ hessian, kept, hessian, group_of, groups)
-        kept, step = kept * factors[:, group_of], step * factors
-    gain = unbiased_gain(original @ hessian, original, kept)[:, None]
+    factors = fitted_factors(original @ hessian, kept, hessian, group_of, step.shape[1])
+    kept, step = kept * factors[:, group_of], step * factors
+    gain = balanced_gain(original @ hessian, original, kept)[:, None]
     return kept * gain, step * gain

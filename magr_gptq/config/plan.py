@@ -60,7 +60,7 @@ class Plan:
     reorders: whether columns are rounded by importance where a toolkit takes them as they come.
     aims_at_model: whether a layer comes near the unquantized model's output; see `reduction.target`.
     stored: the dtype of scales in the checkpoint.
-    corrects_gain: whether scales are fitted to the codes, and the bias of every row's output is undone.
+    corrects_gain: whether scales are fitted to the codes, with less bias of every row's output.
     """
 
     bits: int

@@ -49,8 +49,8 @@ class MagRConfig:
         given.
     refine: sweeps of coordinate descent after GPTQ, towards the weight that the layer aims at (the paper's †
         has 30). One unless given, none in preset "paper" and with rounding "nearest".
-    gain: fit a row's group scales to its codes, and undo the bias of its output in all of them; after
-        rounding and before every sweep. On but for preset "paper".
+    gain: fit a row's scales to its codes by error and bias of its output, after rounding and before every
+        sweep. On but for preset "paper".
     rounding: "gptq", or "nearest" (RTN), which carries no column's error over to the next.
     shrink: shrink what a Hessian of few tokens says of pairs of columns, and of single ones, by shares that
         halves of the documents tell, or else the number of tokens. On but for preset "paper".

@@ -1,4 +1,4 @@
-"""Scales for codes that are settled: least error group by group, then no bias of the row's output."""
+"""Scales for codes that are settled: least error group by group, then less bias of the row's output."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.groups import group_views
+from magr_gptq.rounding.choice import KAPPA
 
 # a group, or a row, is scaled by at most this, up or down: beyond it is lost, and its direction says nothing
 LARGEST = 2.0
@@ -76,14 +77,19 @@ def _within_bounds(change: Tensor) -> Tensor:
     return (room / change.abs()).amin(1, keepdim=True).clamp_max(1)
 
 
-def unbiased_gain(signal: Tensor, original: Tensor, quantized: Tensor) -> Tensor:
-    """g = ⟨Ŵ, Ŵ⟩_H / ⟨Ŵ, Q⟩_H of every row, [rows]: the output of g·Q regresses on Ŵ's with slope 1.
+def balanced_gain(signal: Tensor, original: Tensor, quantized: Tensor, kappa: float = KAPPA) -> Tensor:
+    """g = (1 + κ)/(1 + κs) of every row, [rows], with the slope s = ⟨Ŵ, Q⟩_H / ⟨Ŵ, Ŵ⟩_H.
 
-    1 where g lies outside [1/2, 2], or where the row has no output.
+    It is argmin ‖Ŵ − gQ‖²_H + κ(1 − gs)²‖Ŵ‖²_H of rows whose scales are fitted, so that ⟨Q, Q⟩_H is ⟨Ŵ, Q⟩_H:
+    the bias of the outputs, which is 1 − gs of them, counts κ times extra. At κ = 0 the fit stays, and at
+    κ = ∞ no bias does.
+
+    1 where g lies outside [1/2, 2), or where the row has no output.
 
     Args:
         signal, original, quantized: ŴH, Ŵ and Q, [rows, columns].
     """
-    gain = torch.linalg.vecdot(signal, original) / torch.linalg.vecdot(signal, quantized)
-    usable = (gain >= 1 / LARGEST) & (gain <= LARGEST)
+    slope = torch.linalg.vecdot(signal, quantized) / torch.linalg.vecdot(signal, original)
+    gain = (1 + kappa) / (1 + kappa * slope)
+    usable = (gain >= 1 / LARGEST) & (gain < LARGEST)
     return torch.where(usable, gain, 1.0)

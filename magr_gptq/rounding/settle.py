@@ -1,4 +1,4 @@
-"""What a layer ends with: the rows that were kept, refined, their bias undone."""
+"""What a layer ends with: the rows that were kept, refined, their scales fitted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.kept import Kept
 from magr_gptq.rounding.layer import Layer
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.rounding.scales import fitted_factors, unbiased_gain
+from magr_gptq.rounding.scales import balanced_gain, fitted_factors
 from magr_gptq.rounding.sweep import coordinate_descent
 
 # rows are swept in chunks of this many elements: 8 MiB for each of a sweep's buffers, so that they stay in a
@@ -53,7 +53,7 @@ class Settled:
 
 @torch.no_grad()
 def settle(layer: Layer, kept: Kept) -> Settled:
-    """Refine what every row keeps, undo its bias; the result has the memory of the kept rows.
+    """Refine what every row keeps, fit its scales; the result has the memory of the kept rows.
 
     Raises:
         ValueError: a row that is not finite under any candidate.
@@ -120,13 +120,12 @@ def _sweep_(best: Rounded, target: Tensor, hessian: Tensor, highest: int | Tenso
 
 
 def _rescale_(plan: Plan, best: Rounded, target: Tensor, signal: Tensor, hessian: Tensor) -> Rounded:
-    """Group scales of least loss, then the factor on the row that undoes its bias; as they are stored."""
+    """Group scales of least loss, then the factor on the row for its bias; as they are stored."""
     if not plan.corrects_gain:
         return best.store_as_(plan.stored)
     groups = best.scale.shape[1]
-    if groups > 1:
-        best = best.rescale_(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
-    gain = unbiased_gain(signal, target, best.weight)
+    best = best.rescale_(fitted_factors(signal, best.weight, hessian, best.group_of, groups))
+    gain = balanced_gain(signal, target, best.weight)
     return best.rescale_(gain[:, None].expand_as(best.scale)).store_as_(plan.stored)
 
 

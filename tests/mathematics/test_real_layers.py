@@ -22,7 +22,7 @@ from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.reduction.penalty import conditional_variances, derived_penalty
 from magr_gptq.rounding.choice import KAPPA, criterion
 from magr_gptq.rounding.rounded import Rounded
-from magr_gptq.rounding.scales import unbiased_gain
+from magr_gptq.rounding.scales import balanced_gain
 
 pytestmark = pytest.mark.environments("modern", "autogptq")
 
@@ -128,7 +128,9 @@ def test_float32_costs_nothing_in_the_loss(real_layers, bits: int) -> None:
             KAPPA,
         ).argmin(0)
         kept = rounded[picked, torch.arange(len(weight))]
-        kept = kept * unbiased_gain(weight @ hessian, weight, kept)[:, None]
+        signal = weight @ hessian
+        kept = kept * ((signal * kept).sum(1) / squared_norm(kept, hessian))[:, None]
+        kept = kept * balanced_gain(signal, weight, kept)[:, None]
         ratios.append(settled.loss / baselines.proxy_loss(kept, weight, hessian))
     assert statistics.fmean(ratios) == pytest.approx(1, abs=2e-3)
 

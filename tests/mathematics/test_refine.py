@@ -1,4 +1,4 @@
-"""Coordinate descent, the unbiased gain and the choice per row, against their definitions."""
+"""Coordinate descent, the gain and the choice per row, against their definitions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from eval.lib.baselines import gptq_round, grid_step, inverse_factor
 from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.choice import criterion
 from magr_gptq.rounding.kernels.plain import plain_sweep_block_
-from magr_gptq.rounding.scales import unbiased_gain
+from magr_gptq.rounding.scales import balanced_gain
 from magr_gptq.rounding.sweep import coordinate_descent
 
 
@@ -111,19 +111,34 @@ def test_columns_without_input_do_not_move() -> None:
     assert found.isfinite().all()
 
 
-def test_the_gain_makes_the_outputs_slope_one() -> None:
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 3.0])
+def test_the_gain_is_the_least_of_error_and_extra_bias(kappa: float) -> None:
     weight, hessian, quantized, *_ = rounded(6, 48, seed=3)
-    gain = unbiased_gain(weight @ hessian, weight, quantized)
     x = torch.linalg.cholesky(hessian).T  # XᵀX = H
-    outputs, wanted = (gain[:, None] * quantized) @ x.T, weight @ x.T
-    slopes = (outputs * wanted).sum(1) / wanted.square().sum(1)
+    wanted, given = weight @ x.T, quantized @ x.T
+    given *= ((given * wanted).sum(1) / given.square().sum(1))[:, None]  # scales that are fitted
+
+    def cost(gain: torch.Tensor) -> torch.Tensor:
+        outputs = gain[:, None] * given
+        slopes = (outputs * wanted).sum(1) / wanted.square().sum(1)
+        return (wanted - outputs).square().sum(1) + kappa * ((1 - slopes)[:, None] * wanted).square().sum(1)
+
+    fitted = torch.linalg.solve(x, given.T).T
+    gain = balanced_gain(weight @ hessian, weight, fitted, kappa)
+    assert (cost(gain) < torch.minimum(cost(gain * 1.001), cost(gain * 0.999))).all()
+
+
+def test_without_end_the_gain_makes_the_outputs_slope_one() -> None:
+    weight, hessian, quantized, *_ = rounded(6, 48, seed=3)
+    gain = balanced_gain(weight @ hessian, weight, quantized, kappa=1e12)
+    slopes = gain * torch.linalg.vecdot(weight @ hessian, quantized) / squared_norm(weight, hessian)
     torch.testing.assert_close(slopes, torch.ones(6, dtype=torch.float64), rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("quantized", [0.0, -1.0, 0.1, 100.0])
+@pytest.mark.parametrize("quantized", [0.0, -1.0, -0.1, 100.0])
 def test_a_lost_row_keeps_its_scale(quantized: float) -> None:
     weight, hessian = torch.ones(1, 8), hessian_of(8)
-    assert unbiased_gain(weight @ hessian, weight, quantized * weight).item() == 1
+    assert balanced_gain(weight @ hessian, weight, quantized * weight).item() == 1
 
 
 def test_choose_counts_shrinkage_extra_and_prefers_the_first_of_equals() -> None:
