@@ -338,6 +338,28 @@ def test_a_layer_is_weighed_by_what_comes_back_of_random_directions(model: Path)
     torch.testing.assert_close(worth.divergences(256), expected, rtol=1e-4, atol=0.0)
 
 
+def test_widths_beyond_4_bits_are_foreseen_from_4(model: Path, monkeypatch) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(model).float()
+    rounded: list[Width] = []
+    real = survey_module.samples
+
+    def seen(weights, shared, widths, *args, **kwargs):
+        rounded.extend(widths)
+        return real(weights, shared, widths, *args, **kwargs)
+
+    monkeypatch.setattr(survey_module, "samples", seen)
+    rows = calibration_rows(2)
+    found = survey(
+        loaded, [rows[:1]], [rows[1:]], [Width(2), Width(8), Width(4)], engine="gptqmodel", sym=True,
+        config=None, advance=lambda *_: None,
+    )  # fmt: skip
+    assert set(rounded) == {Width(2), Width(4)}
+    for layer in found.layers.values():
+        two, eight, four = layer.divergences
+        assert two > four > 0
+        assert eight == pytest.approx(four / 17**2, rel=1e-6)
+
+
 def test_a_survey_in_several_turns_is_that_of_one_and_keeps_no_turns_hessians(model, monkeypatch) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(model).float()
     rows = calibration_rows(8)

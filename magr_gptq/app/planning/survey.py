@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from magr_gptq.allocation.fisher import random_direction
-from magr_gptq.allocation.sample import Shared, samples
+from magr_gptq.allocation.sample import Shared, in_place_of, samples
 from magr_gptq.allocation.worth import Sample, Width, Worth
 from magr_gptq.app.inspecting.hessians import (
     EXPERTS_NDIM,
@@ -84,10 +84,13 @@ def survey(
         part(input_ids=batch, use_cache=False)
 
     tokens = torch.cat([batch.flatten() for batch in rounding])
+    stand_ins = [in_place_of(width) for width in widths]
+    rounded = list(dict.fromkeys(width for width, _ in stand_ins))
+    places, times = [rounded.index(width) for width, _ in stand_ins], torch.tensor([n for _, n in stand_ins])
     worths = {}
     for turn in turns:
         inputs = layer_inputs(model, turn, rounding, step, run)
-        for name, sample in _samples(turn, inputs, widths, config, tokens):
+        for name, sample in _samples(turn, inputs, rounded, config, tokens):
             worths[name] = Worth(sample.to(model.dtype))
             step()
     weigh(model, layers, worths, weighing, step)
@@ -95,7 +98,8 @@ def survey(
     candidates = {}
     for name, layer in layers.items():
         # a layer that no token reached costs nothing at any width
-        costs = worths[name].divergences(weighed) if name in worths else torch.zeros(len(widths))
+        costs = worths[name].divergences(weighed) if name in worths else torch.zeros(len(rounded))
+        costs = costs[places] * times
         _require_finite(name, costs)
         candidates[name] = Candidate(shape_of(layer), tuple(costs.tolist()))
     rest = rest_bytes(model, layers, engine, sym)
