@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.columns import Unrounded, round_columns
 from magr_gptq.allocation.worth import Sample, Width
 from magr_gptq.config import Candidate, MagRConfig, Plan
 from magr_gptq.reduction.admm import Admm
@@ -17,7 +17,7 @@ from magr_gptq.reduction.factorization import Factorization
 from magr_gptq.reduction.hessian import ScaledHessian, shifted_cholesky
 from magr_gptq.reduction.penalty import DAMPING, derived_penalty
 from magr_gptq.rounding.kept import Kept
-from magr_gptq.rounding.layer import prepare
+from magr_gptq.rounding.layer import Layer, prepare
 from magr_gptq.rounding.rounded import Rounded
 from magr_gptq.rounding.settle import finish
 
@@ -89,10 +89,12 @@ def samples(
     # a column's work is small: all layers go through the columns as one
     sampled = torch.cat([weight[place] for weight, place in zip(weights, places, strict=True)])
     changes = sampled.new_empty(len(widths), *sampled.shape)
-    for group_size in dict.fromkeys(width.group_size for width in widths):
-        which = [i for i, width in enumerate(widths) if width.group_size == group_size]
-        plans = [_plan(config, widths[i].bits, group_size) for i in which]
-        changes[which] = _changes(sampled, shared, plans)
+    sizes = dict.fromkeys(width.group_size for width in widths)
+    of_size = [[i for i, width in enumerate(widths) if width.group_size == size] for size in sizes]
+    drafts = [_Draft.of(sampled, shared, [_plan(config, widths[i]) for i in which]) for which in of_size]
+    rounded = round_columns([draft.rows for draft in drafts], shared.factor)
+    for which, draft, grids in zip(of_size, drafts, rounded, strict=True):
+        changes[which] = draft.changes(sampled, grids)
     parts = torch.split(changes, [len(place) for place in places], 1)
     return [
         Sample(
@@ -130,31 +132,48 @@ def foreseen_error(weight: Tensor, variances: Tensor, width: Width) -> Tensor:
     return derived_penalty(variances, width.bits, width.group_size, strength=2.0).value(weight)
 
 
-def _plan(config: MagRConfig | None, bits: int, group_size: int) -> Plan:
+def _plan(config: MagRConfig | None, width: Width) -> Plan:
     plain = MagRConfig(search=False, gain=False, refine=0, beta=1.0)
-    plan = (config or plain).resolve(bits, group_size)
+    plan = (config or plain).resolve(width.bits, width.group_size)
     if config is None:
         return plan.only(Candidate.PLAIN)
     return plan if plan.proximal else replace(plan, iterations=min(plan.iterations, MOST_ITERATIONS))
 
 
-def _changes(weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> Tensor:
-    """Δ of every row under each plan, [plans, rows, in]; they differ in their bits alone."""
-    prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
-    layers, every = [layer for layer, _ in prepared], torch.cat([torch.cat(rows) for _, rows in prepared])
-    most = max(layer.factors.shape[1] for layer in layers)
-    factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer in layers]
-    candidates = torch.cat([torch.full_like(f[:, :1], p.bits) for f, p in zip(factors, plans, strict=True)])
-    rounded = round_columns(every, shared.factor, candidates, torch.cat(factors), plans[0].group_size)
-    parts = torch.split(torch.arange(len(every), device=weight.device), [len(f) for f in factors])
-    kept = [Kept.of(layer, rounded.rows(part)).rounded for layer, part in zip(layers, parts, strict=True)]
-    target, bits = weight.repeat(len(plans), 1), weight.new_tensor([[plan.bits] for plan in plans])
-    hessian = layers[0].hessian
-    best = finish(
-        plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
-        bits=bits.repeat_interleave(len(weight), 0),
-    )  # fmt: skip
-    changes = best.weight - target
-    if not changes.isfinite().all():
-        raise ValueError("a sampled row was rounded to NaN or infinity; give an undamaged model, in float32")
-    return changes.reshape(len(plans), *weight.shape)
+@dataclass(frozen=True)
+class _Draft:
+    """Rows as they are rounded under several plans, which differ in their bits alone.
+
+    layers: what each plan makes of them. rows: those of all plans, one after another.
+    """
+
+    layers: list[Layer]
+    rows: Unrounded
+
+    @classmethod
+    def of(cls, weight: Tensor, shared: Shared, plans: Sequence[Plan]) -> _Draft:
+        prepared = [prepare(weight, shared.hessian, plan, shared.factorization) for plan in plans]
+        layers, every = [layer for layer, _ in prepared], torch.cat([torch.cat(rows) for _, rows in prepared])
+        most = max(layer.factors.shape[1] for layer in layers)
+        factors = [layer.factors[:, [*range(layer.factors.shape[1]), *[0] * most][:most]] for layer in layers]
+        bits = torch.cat([torch.full_like(f[:, :1], p.bits) for f, p in zip(factors, plans, strict=True)])
+        return cls(layers, Unrounded(every, bits, torch.cat(factors), plans[0].group_size))
+
+    def changes(self, weight: Tensor, rounded: Rounded) -> Tensor:
+        """Δ of every row under each plan, [plans, rows, in]."""
+        plans = [layer.plan for layer in self.layers]
+        counts = [len(layer.factors) for layer in self.layers]
+        parts = torch.split(torch.arange(sum(counts), device=weight.device), counts)
+        kept = [Kept.of(*pair).rounded for pair in zip(self.layers, map(rounded.rows, parts), strict=True)]
+        target, bits = weight.repeat(len(plans), 1), weight.new_tensor([[plan.bits] for plan in plans])
+        hessian = self.layers[0].hessian
+        best = finish(
+            plans[0], Rounded.joined(kept), target, target @ hessian, hessian,
+            bits=bits.repeat_interleave(len(weight), 0),
+        )  # fmt: skip
+        changes = best.weight - target
+        if not changes.isfinite().all():
+            raise ValueError(
+                "a sampled row was rounded to NaN or infinity; give an undamaged model, in float32"
+            )
+        return changes.reshape(len(plans), *weight.shape)

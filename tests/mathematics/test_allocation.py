@@ -15,7 +15,7 @@ from torch import Tensor
 from eval.lib.baselines import gptq_grid, gptq_round, inverse_factor
 from magr_gptq import MagRConfig
 from magr_gptq.allocation.allocate import Item, allocate
-from magr_gptq.allocation.columns import round_columns
+from magr_gptq.allocation.columns import Unrounded, round_columns
 from magr_gptq.allocation.fisher import random_direction
 from magr_gptq.allocation.sample import SAMPLED_ROWS, Shared, in_place_of, samples
 from magr_gptq.allocation.worth import LOUDEST, Width, Worth, limited_mean
@@ -92,8 +92,9 @@ def test_columns_are_rounded_as_the_reference_rounds_them(bits: int, group_size:
     weight, shared = weight_of(24, 200), Shared(hessian_of(200))
     factors = torch.tensor([1.0, 0.85, -0.7]).expand(24, -1)
     widths = torch.cat([torch.full((24, 1), float(bits)), torch.full((24, 1), 4.0)])
-    rows = torch.cat([weight, weight.flip(0)])
-    found = round_columns(rows, shared.factor, widths, torch.cat([factors, factors]), group_size)
+    rows = Unrounded(torch.cat([weight, weight.flip(0)]), widths, torch.cat([factors, factors]), group_size)
+    others = Unrounded(weight, widths[24:], factors, 40)
+    _, found = round_columns([others, rows], shared.factor)
     expected, step = gptq_grid(weight, inverse_factor(shared.hessian), bits, group_size, factors)
     torch.testing.assert_close(found.weight[:24], expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found.scale[:24], step, rtol=1e-3, atol=1e-5)

@@ -46,10 +46,13 @@ def plain_sweep_block_(
     steps_per_residual = torch.where(usable, steps_per_residual, 0)
     low, high = lowest - zeros, (highest.mT if isinstance(highest, Tensor) else highest) - zeros
     moves = torch.empty_like(local)
-    for j, code in enumerate(codes):
-        best = torch.addcmul(code, local[j], steps_per_residual[j]).round_()
-        torch.minimum(torch.maximum(best, low[j], out=best), high[j], out=best)
-        torch.mul(best.sub_(code), step[j], out=moves[j])
-        local[j + 1 :].addr_(hessian[j, j + 1 :], moves[j], alpha=-1)
+    # taken apart at once: where rows are few, reaching for a column takes as long as what is done to it
+    parts = (codes, local, steps_per_residual, low, high, step, moves, hessian)
+    columns = zip(*(part.unbind() for part in parts), strict=True)
+    for j, (code, missing, per_residual, least, most, width, move, row) in enumerate(columns, 1):
+        best = torch.addcmul(code, missing, per_residual).round_()
+        torch.minimum(torch.maximum(best, least, out=best), most, out=best)
+        torch.mul(best.sub_(code), width, out=move)
+        local[j:].addr_(row[j:], move, alpha=-1)
     found.add_(moves.mT)
     return moves.mT
