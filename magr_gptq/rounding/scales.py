@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from magr_gptq.reduction.groups import group_views
+from magr_gptq.reduction.hessian import squared_norm
 from magr_gptq.rounding.choice import KAPPA
 
 # a group, or a row, is scaled by at most this, up or down: beyond it is lost, and its direction says nothing
@@ -57,6 +58,8 @@ def _fit(signal: Tensor, quantized: Tensor, hessian: Tensor, size: int) -> Tenso
 def _gram(quantized: Tensor, hessian: Tensor, size: int) -> Tensor:
     """A of every row, [rows, groups, groups]; only the products of one triangle are made."""
     rows, columns = quantized.shape
+    if size == columns:
+        return squared_norm(quantized, hessian)[:, None, None]
     starts = range(0, columns, size)
     gram = quantized.new_empty(rows, len(starts), len(starts))
     for group, start in enumerate(starts):
