@@ -219,4 +219,6 @@ def test_the_default_takes_the_products_that_are_counted(group_size: int, more: 
         kept = Kept.of(layer, Rounded(nearest, scale, torch.zeros_like(scale), group_of, lowest=-4))
         settle(layer, kept)
     one = 2 * rows * columns**2
-    assert counted.flops / one == pytest.approx(scaling.default_products(rows, columns) / one + more, rel=0.02)
+    assert counted.flops / one == pytest.approx(
+        scaling.default_products(rows, columns) / one + more, rel=0.02
+    )

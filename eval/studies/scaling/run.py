@@ -73,7 +73,7 @@ def products(rows: int, columns: int) -> float:
 
 
 def default_products(rows: int, columns: int) -> float:
-    """Flops of the default in groups, all around the toolkit's rounding; per channel a quarter of a product more."""
+    """Flops of the default in groups, around the toolkit's rounding; per channel a quarter product more."""
     return STRENGTHS * products(rows, columns) + 2 * AROUND * rows * columns**2
 
 
