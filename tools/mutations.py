@@ -172,7 +172,7 @@ MUTATIONS = [
     Mutation("config/plan.py", "c.factors[:1] * (most", "(0.5,) * (most", "layer"),
     Mutation("config/settings.py", "*(-beta for beta in betas)", "*betas", "config"),
     Mutation("config/settings.py", "STRENGTHS_WITHOUT_MIRROR if", "STRENGTHS if", "config"),
-    Mutation("rounding/settle.py", "if groups > 1:", "if groups > 99:", "layer"),
+    Mutation("rounding/settle.py", "best.rescale_(fitted", "(lambda _: best)(fitted", "layer"),
     Mutation("rounding/rounded.py", "scale=self.scale * factors", "scale=self.scale", "layer"),
     Mutation("rounding/settle.py", "2**bits - 1", "2**bits", "layer"),
     Mutation("reduction/shrinkage.py", "(1 + 1 / mean", "(0 + 1 / mean", "shrinkage"),

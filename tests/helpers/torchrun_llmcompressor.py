@@ -33,6 +33,9 @@ RUNS = {
 }
 PRECISION = {name: torch.float64 if name == "double" else torch.float32 for name in RUNS}
 
+# of few documents other halves tell other shares
+DOCUMENTS = {name: 32 if name == "both chains" else 8 for name in RUNS}
+
 
 class Watched(MagRGPTQModifier):
     """Remembers what its own rank was given and did; the second rank is slow."""
@@ -49,12 +52,12 @@ class Watched(MagRGPTQModifier):
 
 def main(model: str, out: Path, names: Iterable[str], rank: int, ranks: int) -> None:
     torch.set_num_threads(1)  # as torchrun has it for its ranks: more threads sum in another order
-    rows = calibration_rows()
-    # 0.14 would let every rank see the first rows only, if it had to share them out
-    own = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
     for name in names:
         given.clear()
         reduced.clear()
+        rows = calibration_rows(DOCUMENTS[name])
+        # 0.14 would let every rank see the first rows only, if it had to share them out
+        own = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
         helpers.GPTQ_PRECISION = PRECISION[name]
         modifier = Watched(**RUNS[name])
         quantize([modifier], model, out / name, own)

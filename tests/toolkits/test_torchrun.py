@@ -108,7 +108,7 @@ def test_ranks_sum_up_both_chains(runs) -> None:
         # it is found in doublings
         assert abs(math.log2(shares[1][name][0] / shrinkage)) < 1.4
         differences.append(abs(shares[1][name][1] - correction))
-    # on so few documents a single layer differs by more than layers do on average
-    assert statistics.fmean(differences) < 0.12
+    # a single layer differs by more than layers do on average
+    assert statistics.fmean(differences) < 0.06
     assert max(differences) < 0.35
     assert max(correction for _, correction in shares[0].values()) > 0.2
